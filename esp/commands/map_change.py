@@ -147,7 +147,7 @@ def _begun(held: Mapping[str, Held], wanted: SharedMap) -> Next | None:
         return None
     change = changes[0]
     if change.before is not None:
-        raise CommandError("a later change of the map is half done; esp map finish carries it out")
+        raise CommandError(f"a later change of the map is half done; {change.cure}")
     if change.after.map.fingerprint != wanted.map.fingerprint or len(changes) > 1:
         raise CommandError(
             f"another first map is half done (fingerprint {change.after.map.fingerprint}, by "
@@ -228,7 +228,7 @@ async def _apply(used: Config, output: Format, confirm: Confirm) -> None:
         if told is None:
             raise CommandError("the shards hold no map; esp map init puts the first one there")
         if told.change is not None:
-            raise CommandError("a change of the map is half done; esp map finish carries it out")
+            raise CommandError(f"a change of the map is half done; {told.change.cure}")
         if told.unfenced:
             raise CommandError(view.faults_of(told))
         before = told.map

@@ -18,6 +18,7 @@ _DID = {
     Kind.DISMISS: "is left out, without map and guard",
     Kind.TELL: "has got the map",
     Kind.FINISH: "has noted that the change is carried out",
+    Kind.GIVE_BACK: "has got the map of before the move",
 }
 
 
@@ -62,7 +63,7 @@ def _stand(name: str, told: Told) -> str:
 def faults_of(told: Told) -> str:
     """Why not all shards hold the map, in one line; "" if all do."""
     if told.change is not None:
-        return f"a change to epoch {told.change.after.epoch} is half done; esp map finish carries it out"
+        return f"a change to epoch {told.change.after.epoch} is half done; {told.change.cure}"
     if told.unfenced:
         return f"{_names(told.unfenced)} not the guard of this map: data was lost there, or restored from a backup"
     if told.silent:

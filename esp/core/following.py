@@ -197,7 +197,7 @@ def _unfinished(change: Next | None) -> str:
     last = change.after.changes[-1]
     return (
         f"A change of the map on the shards to epoch {change.after.epoch}, by {last.by} at {last.at}, is half done: "
-        f"{last.what}. esp map finish carries it out."
+        f"{last.what}. {change.cure}."
     )
 
 

@@ -21,7 +21,7 @@ def judge_shared_map(config: Config, held: Mapping[str, Held | Status]) -> tuple
     problems: list[Finding] = []
     if told.change is not None:
         epoch = told.change.after.epoch
-        text = f"a change of the map on the shards to epoch {epoch} is half done; esp map finish carries it out"
+        text = f"a change of the map on the shards to epoch {epoch} is half done; {told.change.cure}"
         problems.append(Finding(Kind.MAP, (), None, text))
     for name in told.unfenced:
         text = "has not the guard of the map on the shards: data was lost there, or restored from a backup"

@@ -6,7 +6,9 @@
     watching   the news that a shard's keys of the map have changed
     reading    what the shards hold, and the map in force by that
     change     a change, its steps, and their transactions
+    moving     a move of a range that is under way, and the maps to which it leads
     value      the map and its bytes
+    moved      the moves that are done, as the map remembers them
 
 From the top down; each file imports only files below it. The protocol is in docs/decisions/2026-11-30-one-map.md.
 """
@@ -14,7 +16,9 @@ From the top down; each file imports only files below it. The protocol is in doc
 from esp.core.shard import GUARD_KEY
 from esp.core.shared_map.access import grant, is_auth_on, roles_without
 from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
-from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, newest, read
+from esp.core.shared_map.moved import MAX_MOVES, Moved, without_history
+from esp.core.shared_map.moving import COPIES_KEY, MAX_PAUSE, Move, Phase, given_back, moved_to
+from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, moves_of, newest, read
 from esp.core.shared_map.serving import NoMapError, first_map, served, served_as
 from esp.core.shared_map.value import (
     HELD_KEYS,
@@ -31,13 +35,16 @@ from esp.core.shared_map.value import (
     with_shards,
 )
 from esp.core.shared_map.watching import watch
-from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, decide, tell
+from esp.core.shared_map.writing import ChangeError, How, Outcome, carry_out, decide, go_over, tell
 
 __all__ = [
+    "COPIES_KEY",
     "GUARD_KEY",
     "HELD_KEYS",
     "MAP_KEY",
     "MAX_MAP_BYTES",
+    "MAX_MOVES",
+    "MAX_PAUSE",
     "NEXT_KEY",
     "OWN_KEYS",
     "Change",
@@ -47,9 +54,12 @@ __all__ = [
     "How",
     "Kind",
     "MapFormatError",
+    "Move",
+    "Moved",
     "Next",
     "NoMapError",
     "Outcome",
+    "Phase",
     "SharedMap",
     "Step",
     "Told",
@@ -61,8 +71,12 @@ __all__ = [
     "first",
     "first_map",
     "foreign_keys",
+    "given_back",
+    "go_over",
     "grant",
     "is_auth_on",
+    "moved_to",
+    "moves_of",
     "newest",
     "read",
     "roles_without",
@@ -72,4 +86,5 @@ __all__ = [
     "tell",
     "watch",
     "with_shards",
+    "without_history",
 ]

@@ -7,12 +7,13 @@ and can be repeated by anybody at any time (docs/decisions/2026-11-30-one-map.md
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final, NamedTuple
 
 from esp.core.pb import rpc_pb2
 from esp.core.shard import GUARD_KEY
+from esp.core.shared_map.moving import COPIES_KEY, Move, Phase, fits, move_of
 from esp.core.shared_map.value import (
     FORMAT,
     HELD_KEYS,
@@ -27,6 +28,7 @@ from esp.core.shared_map.value import (
 )
 
 _FIELDS: Final = ("format", "from", "to")
+_MAY_HAVE: Final = ("move",)
 _Compare = rpc_pb2.Compare
 
 
@@ -34,16 +36,54 @@ _Compare = rpc_pb2.Compare
 class Next:
     """A change that is decided: the map before, None for the first map, and the map after.
 
-    Both have the same owners of all keys: moves of keys are not among the changes yet.
+    Without a move both have the same owners of all keys.
     """
 
     before: SharedMap | None
     after: SharedMap
+    move: Move | None = None
 
     def encode(self) -> bytes:
         """The bytes that the anchor holds until the change is carried out."""
         before = None if self.before is None else as_json(self.before)
-        return dumped({"format": FORMAT, "from": before, "to": as_json(self.after)})
+        move = {} if self.move is None else {"move": self.move.as_json()}
+        return dumped({"format": FORMAT, "from": before, "to": as_json(self.after), **move})
+
+    @property
+    def result(self) -> SharedMap:
+        """The map to which the change leads: of a move that is given up, another than the one after the move."""
+        return self.after if self.move is None or self.move.back is None else self.move.back
+
+    @property
+    def is_open(self) -> bool:
+        """Whether only a mover can go on with it, or somebody who gives it up."""
+        return self.move is not None and self.move.phase in (Phase.COPY, Phase.CUT)
+
+    @property
+    def cure(self) -> str:
+        """What is to be done if nobody goes on with it, as a clause."""
+        if self.is_open:
+            return "esp move --resume goes on with it, and esp move --abort gives it up"
+        return "esp map finish carries it out"
+
+    @property
+    def taker(self) -> str:
+        """The shard to which keys move; "" if none do."""
+        return "" if self.move is None else self.move.target
+
+    def with_move(self, move: Move) -> Next:
+        """The same change with its move in another phase, or of another mover."""
+        return replace(self, move=move)
+
+    def opened(self) -> Next:
+        """The same change, whose range the target owns."""
+        assert self.move is not None, "no keys move"
+        return self.with_move(replace(self.move, phase=Phase.OPEN, back=None))
+
+    def guards_of(self, shard: str) -> list[str]:
+        """The guards that a shard may hold while the change is carried out."""
+        maps = [self.before, self.after, self.result]
+        return [one.guards[shard] for one in maps if one is not None and shard in one.guards]
 
     @property
     def added(self) -> list[str]:
@@ -62,13 +102,18 @@ def decode_next(data: bytes) -> Next:
     Raises:
         MapFormatError: they are no change, or none that this esp can carry out.
     """
-    value = loaded(data, _FIELDS)
+    value = loaded(data, _FIELDS, _MAY_HAVE)
     before = None if value["from"] is None else decode(dumped(value["from"]))
-    change = Next(before, decode(dumped(value["to"])))
+    move = move_of(value["move"]) if "move" in value else None
+    change = Next(before, decode(dumped(value["to"])), move)
     if change.encode() != data:
         raise MapFormatError("is not written as esp writes it")
-    if not _can_follow(before, change.after):
-        raise MapFormatError("moves keys, which this esp cannot carry out; use a newer esp")
+    if move is None:
+        is_good = _can_follow(before, change.after)
+    else:
+        is_good = before is not None and before.anchor == change.after.anchor and fits(move, before, change.after)
+    if not is_good:
+        raise MapFormatError("is a change that this esp cannot carry out; use a newer esp")
     return change
 
 
@@ -95,6 +140,8 @@ class Kind(StrEnum):
     """Puts the map on a shard that has an older one."""
     FINISH = "finish"
     """Puts the map on the anchor, where the change is then forgotten."""
+    GIVE_BACK = "give back"
+    """Puts the guard and the map of before a move, as renewed, on its target, and then on its source."""
 
 
 class Step(NamedTuple):
@@ -110,15 +157,23 @@ class Step(NamedTuple):
 
 
 def steps(change: Next) -> Iterator[Step]:
-    """The steps of a change, in their order."""
+    """The steps of a change, in their order.
+
+    Of a move only those that anybody may do; `Next.is_open` tells whether it takes more.
+    """
+    assert not change.is_open, "a mover goes on with it"
+    result, move = change.result, change.move
+    if move is not None and move.back is not None:
+        yield Step(Kind.GIVE_BACK, move.target)
+        yield Step(Kind.GIVE_BACK, move.source)
     for name in change.added:
         yield Step(Kind.ADMIT, name)
     for name in change.dropped:
         yield Step(Kind.DISMISS, name)
-    for name in change.after.names:
-        if name not in change.added and name != change.after.anchor:
+    for name in result.names:
+        if name not in change.added and name != result.anchor:
             yield Step(Kind.TELL, name)
-    yield Step(Kind.FINISH, change.after.anchor)
+    yield Step(Kind.FINISH, result.anchor)
 
 
 # Transactions. If a comparison fails, the answer has what the shard holds.
@@ -136,8 +191,12 @@ def decision(change: Next) -> rpc_pb2.TxnRequest:
 
 
 def transaction(change: Next, step: Step, held: bytes = b"") -> rpc_pb2.TxnRequest:
-    """The transaction of a step; for `TELL`, `held` are the bytes of the older map that the shard holds."""
-    after, shard = change.after, step.shard
+    """The transaction of a step.
+
+    `held` is what the shard holds and is to be replaced: for `TELL`, the bytes of an older map; for `GIVE_BACK`, its
+    guard.
+    """
+    after, shard = change.result, step.shard
     match step.kind:
         case Kind.ADMIT:
             writes = [_put(GUARD_KEY, after.guards[shard].encode()), _put(MAP_KEY, after.encode())]
@@ -153,6 +212,40 @@ def transaction(change: Next, step: Step, held: bytes = b"") -> rpc_pb2.TxnReque
             guard = _equal(GUARD_KEY, after.guards[shard].encode())
             decided = _equal(NEXT_KEY, change.encode())
             return _txn([guard, decided], [_put(MAP_KEY, after.encode()), _delete(NEXT_KEY)])
+        case Kind.GIVE_BACK:
+            writes = [_put(GUARD_KEY, after.guards[shard].encode()), _put(MAP_KEY, after.encode())]
+            return _txn([_equal(GUARD_KEY, held)], [*writes, _delete(COPIES_KEY)])
+
+
+def advance(change: Next, to: Next) -> rpc_pb2.TxnRequest:
+    """Brings a change that is decided into another phase, on the anchor: only if it is still in this one."""
+    return _txn([_equal(NEXT_KEY, change.encode())], [_put(NEXT_KEY, to.encode())])
+
+
+def cut(change: Next) -> rpc_pb2.TxnRequest:
+    """Ends the source's ownership: only if the source has the guard of before."""
+    assert change.move is not None
+    assert change.move.phase is Phase.CUT
+    compares, writes = _passing(change, change.move.source)
+    return _txn(compares, writes)
+
+
+def opening(change: Next, copies: bytes) -> rpc_pb2.TxnRequest:
+    """Begins the target's ownership: only if it has the guard of before, and this value of `COPIES_KEY`: all copies.
+
+    Only for who knows that the source is cut.
+    """
+    assert change.move is not None
+    assert change.move.phase is Phase.CUT
+    compares, writes = _passing(change, change.move.target)
+    return _txn([*compares, _equal(COPIES_KEY, copies)], [*writes, _delete(COPIES_KEY)])
+
+
+def _passing(change: Next, shard: str) -> tuple[list[_Compare], list[rpc_pb2.RequestOp]]:
+    assert change.before is not None, "the first map moves nothing"
+    compares = [_equal(GUARD_KEY, change.before.guards[shard].encode())]
+    after = change.after
+    return compares, [_put(GUARD_KEY, after.guards[shard].encode()), _put(MAP_KEY, after.encode())]
 
 
 def _txn(compares: list[_Compare], writes: list[rpc_pb2.RequestOp]) -> rpc_pb2.TxnRequest:

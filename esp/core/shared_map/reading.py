@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import GUARD_KEY, RANGE, Shard, ask_all_for_esp
 from esp.core.shared_map.change import Next, decode_next, look
+from esp.core.shared_map.moved import Moved, noted
 from esp.core.shared_map.value import MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
 from esp.core.wire.status import Status
 from esp.core.wording import both_called
@@ -28,6 +29,7 @@ class Held:
         map_bytes: the bytes of the map.
         faults: what cannot be read, and why: clauses that begin with what it is.
         cluster_id: the id of the etcd cluster.
+        guard_revision: the shard's revision at which the guard was written; 0 if there is none.
     """
 
     guard: str | None
@@ -36,6 +38,7 @@ class Held:
     map_bytes: bytes = field(default=b"", repr=False)
     faults: tuple[str, ...] = ()
     cluster_id: int = 0
+    guard_revision: int = 0
 
     @property
     def is_empty(self) -> bool:
@@ -45,7 +48,9 @@ class Held:
 
 def held_in(keys: Iterable[kv_pb2.KeyValue], header: rpc_pb2.ResponseHeader) -> Held:
     """What a shard holds whose keys of esp's own are these."""
+    keys = list(keys)
     values = {pair.key: pair.value for pair in keys}
+    revision = next((pair.mod_revision for pair in keys if pair.key == GUARD_KEY), 0)
     faults: list[str] = []
     shared = change = None
     if (data := values.get(MAP_KEY)) is not None:
@@ -60,7 +65,7 @@ def held_in(keys: Iterable[kv_pb2.KeyValue], header: rpc_pb2.ResponseHeader) -> 
             faults.append(f"its next map {error}")
     guard = values.get(GUARD_KEY)
     text = None if guard is None else guard.decode("ascii", "replace")[:64]
-    return Held(text, shared, change, data or b"", tuple(faults), header.cluster_id)
+    return Held(text, shared, change, data or b"", tuple(faults), header.cluster_id, revision)
 
 
 async def read(shards: Iterable[Shard], seconds: float) -> dict[str, Held | Status]:
@@ -73,6 +78,20 @@ async def read(shards: Iterable[Shard], seconds: float) -> dict[str, Held | Stat
         name: answer if isinstance(answer, Status) else held_in(answer.kvs, answer.header)
         for name, answer in answers.items()
     }
+
+
+def moves_of(shared: SharedMap, told: Mapping[str, Held | Status]) -> tuple[Moved, ...]:
+    """The moves of a map with all their numbers that are known, by what the shards tell.
+
+    Whoever decides on a change that gives a shard another guard writes these into the map after: the guard that is
+    there tells the numbers of the shard's last move.
+    """
+    revisions = {
+        name: held.guard_revision
+        for name, held in told.items()
+        if isinstance(held, Held) and held.guard == shared.guards.get(name)
+    }
+    return noted(shared.moves, shared.guards, revisions)
 
 
 async def foreign_keys(shards: Iterable[Shard], seconds: float) -> dict[str, int | Status]:

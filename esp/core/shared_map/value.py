@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from esp.core.keys import KeyRange
 from esp.core.shard_map import ShardMap
+from esp.core.shared_map import moved
+from esp.core.shared_map.moved import MAX_MOVES, Moved
 from esp.core.wording import shard_called
 
 OWN_KEYS: Final = KeyRange(b"\0", b"\x01")
@@ -39,6 +41,7 @@ _GUARD = re.compile(r"([1-9][0-9]{0,15})-[0-9a-f]{32}")
 _FINGERPRINT = re.compile(r"[0-9a-f]{12}")
 _AT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}Z")
 _FIELDS: Final = ("anchor", "changes", "epoch", "format", "guards", "ranges", "shards")
+_MAY_HAVE: Final = ("moves",)
 
 Nonce = Callable[[], str]
 """Makes 32 hexadecimal digits that nobody has made before."""
@@ -81,12 +84,14 @@ class SharedMap:
         anchor: the shard that decides on changes.
         guards: the value of `GUARD_KEY` on each shard while this map is in force.
         changes: the last changes, the newest at the end.
+        moves: the last moves of ranges, the newest at the end.
     """
 
     map: ShardMap
     anchor: str
     guards: Mapping[str, str]
     changes: tuple[Change, ...]
+    moves: tuple[Moved, ...] = ()
 
     @property
     def epoch(self) -> int:
@@ -142,8 +147,16 @@ def with_shards(
     added = [name for name in names if name not in before.guards]
     after = ShardMap((*kept, *added), before.epoch + 1, before.map.starts, before.map.owners)
     guards = {name: before.guards.get(name) or f"{after.epoch}-{nonce()}" for name in after.names}
-    changes = (*before.changes, _change(after, at, by, what))[-MAX_CHANGES:]
-    return checked(SharedMap(after, before.anchor, guards, changes))
+    moves = before.moves
+    for name in before.names:
+        if name not in guards:
+            moves = moved.without_history(moves, name)
+    return checked(SharedMap(after, before.anchor, guards, changed(before, after, at, by, what), moves))
+
+
+def changed(before: SharedMap, after: ShardMap, at: str, by: str, what: str) -> tuple[Change, ...]:
+    """The last changes, with the one that leads to the map after."""
+    return (*before.changes, _change(after, at, by, what))[-MAX_CHANGES:]
 
 
 def checked(shared: SharedMap) -> SharedMap:
@@ -163,7 +176,7 @@ def decode(data: bytes) -> SharedMap:
     """
     if len(data) > MAX_MAP_BYTES:
         raise MapFormatError(f"has {len(data):,} bytes, and the most are {MAX_MAP_BYTES:,}")
-    value = loaded(data, _FIELDS)
+    value = loaded(data, _FIELDS, _MAY_HAVE)
     try:
         shared = _read(value)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -173,8 +186,8 @@ def decode(data: bytes) -> SharedMap:
     return shared
 
 
-def loaded(data: bytes, fields: Collection[str]) -> dict[str, Any]:
-    """The JSON object in bytes of esp's own format, with exactly these fields.
+def loaded(data: bytes, fields: Collection[str], may_have: Collection[str] = ()) -> dict[str, Any]:
+    """The JSON object in bytes of esp's own format, with exactly these fields, and those that it may have.
 
     Raises:
         MapFormatError: there is none.
@@ -187,7 +200,7 @@ def loaded(data: bytes, fields: Collection[str]) -> dict[str, Any]:
         raise MapFormatError("is nothing that esp has written")
     if value["format"] != FORMAT:
         raise MapFormatError(f"has format {value['format']}, and this esp knows format {FORMAT}; use a newer esp")
-    if sorted(value) != sorted(fields):
+    if sorted(name for name in value if name not in may_have) != sorted(fields):
         raise MapFormatError("has other fields than a map")
     return value
 
@@ -208,8 +221,10 @@ def _change(after: ShardMap, at: str, by: str, what: str) -> Change:
 
 
 def _dumped(shared: SharedMap, changes: tuple[Change, ...]) -> bytes:
+    moves = {"moves": [moved.as_json(one) for one in shared.moves]} if shared.moves else {}
     return dumped(
         {
+            **moves,
             "format": FORMAT,
             "epoch": shared.epoch,
             "anchor": shared.anchor,
@@ -253,7 +268,15 @@ def _read(value: dict[str, Any]) -> SharedMap:
     _must(1 <= len(changes) <= MAX_CHANGES, "its changes are too many, or none")
     _must(all(one.epoch < other.epoch for one, other in pairwise(changes)), "its changes are not in order")
     _must(changes[-1].epoch == epoch and changes[-1].fingerprint == shard_map.fingerprint, "its last change is not its")
-    return SharedMap(shard_map, value["anchor"], guards, changes)
+    moves = tuple(moved.of_json(one) for one in value.get("moves", ()))
+    _must("moves" not in value or len(moves) > 0, "its moves are none")
+    _must(len(moves) <= max(MAX_MOVES, len(names)), "its moves are too many")
+    _must(all(one.epoch < other.epoch for one, other in pairwise(moves)), "its moves are not in order")
+    for one in moves:
+        _must(one.epoch <= epoch, "a move is of a later epoch")
+        _must(not one.source or _NAME.fullmatch(one.source) is not None, "the source of a move is none")
+        _must(_NAME.fullmatch(one.target) is not None, "the target of a move is none")
+    return SharedMap(shard_map, value["anchor"], guards, changes, moves)
 
 
 def _read_change(value: dict[str, Any]) -> Change:

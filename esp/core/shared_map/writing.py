@@ -11,7 +11,7 @@ from typing import Final
 from esp.core import errors
 from esp.core.pb import rpc_pb2
 from esp.core.shard import TXN, Shard, ask_for_esp
-from esp.core.shared_map.change import Kind, Next, Step, decision, steps, transaction
+from esp.core.shared_map.change import Kind, Next, Step, advance, decision, steps, transaction
 from esp.core.shared_map.reading import Held, held_in
 from esp.core.shared_map.value import SharedMap
 from esp.core.wire.status import RpcError
@@ -35,6 +35,8 @@ class How(StrEnum):
     """It was done before."""
     WAITS = "waits"
     """The shard is silent; the change is in force all the same."""
+    OPEN = "open"
+    """The target of a move that was to be given up owns the range already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,9 +68,25 @@ async def decide(anchor: Shard, change: Next) -> None:
     if held.next == change:
         return
     if held.next is not None or held.faults:
-        raise ChangeError("another change is decided and not carried out yet; esp map finish carries it out")
+        cure = "esp map show tells more" if held.next is None else held.next.cure
+        raise ChangeError(f"another change is decided and not carried out yet; {cure}")
     was = "no map" if held.map is None else f"the map of epoch {held.map.epoch}"
     raise ChangeError(f"{shard_called(anchor.name)} holds {was} by now; look again")
+
+
+async def go_over(anchor: Shard, change: Next, to: Next) -> None:
+    """Brings a change that is decided into another phase. Also if it is in that already.
+
+    Raises:
+        ChangeError: it is in none of the two; or it is not known what the anchor has done.
+    """
+    try:
+        answer = await ask_for_esp(anchor, TXN, advance(change, to), seconds=CALL_SECONDS)
+    except RpcError as error:
+        why = errors.undecided(error.status).message
+        raise ChangeError(f"{shard_called(anchor.name)} decides on the map, and does not answer: {why}") from None
+    if not answer.succeeded and _held(answer).next != to:
+        raise ChangeError("somebody else goes on with this change; look again")
 
 
 async def carry_out(
@@ -81,13 +99,24 @@ async def carry_out(
         shards: the shards that can be asked, by name.
         silent: why others of the config cannot be asked, by name.
 
+    A move that is to be given up, and is found to be open, is carried out.
+
     Raises:
-        ChangeError: a step failed. The change can be gone on with later, by anybody.
+        ChangeError: a step failed. The change can be gone on with later, by anybody. Or only a mover can go on with it.
     """
+    if change.is_open:
+        raise ChangeError(f"a move of keys is under way; {change.cure}")
     for step in steps(change):
         shard = shards.get(step.shard)
         if shard is not None:
-            yield await _take(step, change, shard)
+            outcome = await _take(step, change, shard)
+            if outcome.how is How.OPEN:
+                opened = change.opened()
+                await go_over(shards[change.after.anchor], change, opened)
+                async for each in carry_out(opened, shards, silent):
+                    yield each
+                return
+            yield outcome
             continue
         why = silent.get(step.shard, "the config does not name it")
         if not step.can_wait:
@@ -113,12 +142,18 @@ async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
             why = errors.undecided(error.status).message
             if step.can_wait and errors.is_unreachable(errors.undecided(error.status)):
                 return Outcome(step, How.WAITS, why)
-            raise ChangeError(f"{shard_called(step.shard)}: {why}; esp map finish goes on with the change") from None
+            raise ChangeError(f"{shard_called(step.shard)}: {why}; {change.cure}") from None
         if answer.succeeded:
             return Outcome(step, How.DONE)
         found = _held(answer)
         if _is_done(step, change, found):
             return Outcome(step, How.ALREADY)
+        if step.kind is Kind.GIVE_BACK and found.guard is not None:
+            if step.shard == change.taker and found.guard == change.after.guards[step.shard]:
+                return Outcome(step, How.OPEN)
+            if found.guard in change.guards_of(step.shard):
+                held = found.guard.encode()
+                continue
         if step.kind is not Kind.TELL or found.guard != change.after.guards[step.shard] or not found.map_bytes:
             break
         held = found.map_bytes
@@ -126,8 +161,10 @@ async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
 
 
 def _is_done(step: Step, change: Next, found: Held) -> bool:
-    after = change.after
+    after = change.result
     match step.kind:
+        case Kind.GIVE_BACK:
+            return found.guard == after.guards[step.shard]
         case Kind.ADMIT:
             return found.guard == after.guards[step.shard] and found.map is not None and found.map.epoch >= after.epoch
         case Kind.DISMISS:

@@ -69,7 +69,7 @@ def test_a_change_that_this_esp_cannot_carry_out_is_refused() -> None:
         Next(shared, after(following, "a", "b", "c")),
         Next(None, following),
     ):
-        with pytest.raises(MapFormatError, match="moves keys, which this esp cannot carry out; use a newer esp"):
+        with pytest.raises(MapFormatError, match="is a change that this esp cannot carry out; use a newer esp"):
             decode_next(change.encode())
 
 
