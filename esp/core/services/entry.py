@@ -64,6 +64,7 @@ class Entry(Sink):
         "_began",
         "_begin",
         "_coming",
+        "_counted",
         "_gate",
         "_is_closed",
         "_kept",
@@ -117,6 +118,7 @@ class Entry(Sink):
         self._largest = -1  # bytes of the largest answer to one of its parts; -1 before the first
         self._places: dict[str, tuple[int, Kind, float]] = {}  # by shard: how many, of which kind, since when
         self._coming: set[str] | None = None  # the shards whose large answers have begun to come
+        self._counted: set[str] | None = None  # the shards that count as asked, and have not answered
         self._kept: dict[str, int] | None = None  # what answers that wait for the client still count for, by shard
         stream.sink = self
 
@@ -199,6 +201,9 @@ class Entry(Sink):
             self._release(shard)
         if asks and kind != ORDINARY:  # a client's first read counts as large until its answer comes
             self._gate.alone.asked[shard] += 1
+            if self._counted is None:
+                self._counted = set()
+            self._counted.add(shard)
         self._take(shard, kind, self.weight(shard))
 
     def _take(self, shard: str, kind: Kind, weight: int) -> None:
@@ -217,7 +222,7 @@ class Entry(Sink):
         if is_largest:
             self._largest = size
         taken = self._places.get(shard)
-        if taken is not None and taken[1] in (NEW, NEW_RANGE) and size <= PLACE_BYTES:
+        if self._has_answered(shard) and taken is not None and taken[1] in (NEW, NEW_RANGE) and size <= PLACE_BYTES:
             gate.alone.asked[shard] -= 1
         if size <= PLACE_BYTES:
             return  # as nearly all: that needs no more places than the call has
@@ -254,6 +259,14 @@ class Entry(Sink):
     def heard(self, shard: str) -> None:
         """Notes that the shard has answered, and so has not stopped."""
         self._gate.stopped.discard(shard)
+        self._has_answered(shard)
+
+    def _has_answered(self, shard: str) -> bool:
+        """Whether the shard counts as asked until now, where it has answered or is not waited for any more."""
+        if self._counted is None or shard not in self._counted:
+            return False
+        self._counted.discard(shard)
+        return True
 
     def give_way(self, shard: str) -> bool:
         """Frees the places at a shard, where the call's part is not at work, but has not ended.
@@ -294,6 +307,8 @@ class Entry(Sink):
         gate = self._gate
         if not self._places:
             del gate.at_work[self]
+        if self._has_answered(shard):
+            gate.alone.asked[shard] -= 1  # it may never have been asked: the call was taken back as it began
         if kind in COSTLY:
             gate.worked(shard, kind, places, gate.rests.clock() - since)
         gate.free(self.stream.connection, shard, places, kind, kept)

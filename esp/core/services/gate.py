@@ -61,6 +61,9 @@ STUCK_SECONDS: Final = 1.0
 """Seconds that a part may hold places."""
 LARGE_REQUEST: Final = 65_536
 """A request to one shard takes places if it has more bytes."""
+COSTLY_PLACES: Final = 2
+"""The least places of a costly call. A snapshot asks again for as long as keys change while it asks: the fewer are at
+work at a time, the sooner each has its answers, and the seldomer it asks again."""
 
 Pool = tuple[str, Kind]
 """The places of a shard for one kind of call."""
@@ -68,7 +71,7 @@ Share = tuple[str, Connection]
 """The places of a shard that one connection has."""
 Places = tuple[str, Kind | Connection]
 """Either of these."""
-_Key = tuple[Connection, tuple[str, ...], bool, bool, bool]
+_Key = tuple[Connection, tuple[str, ...], bool, bool, bool, bool]
 
 
 class Line:
@@ -127,6 +130,7 @@ class Gate:
         # Each line with calls stands in exactly one queue: that of the places which its first call lacks.
         self._lines: dict[_Key, Line] = {}
         self._queues: dict[Places, deque[Line]] = {}
+        self._left: deque[Line] = deque()  # of clients that have gone; their calls learn of it in slices
         self._freed: set[Pool] = set()
         self._freed_shares: set[Share] = set()
 
@@ -266,11 +270,13 @@ class Gate:
             reads: whether the size of the client's last answers decides how many places the call takes.
             weight: the least places that the call takes.
             passes_stopped: the call needs no place at a stopped shard, because it can do without that shard's answer.
-            costly: the call costs its shards much even if its answers are small.
+            costly: the call costs its shards much even if its answers are small, so it takes COSTLY_PLACES at least.
             asked: the beginning of the request, for the log.
             at_once: as for `pass_on`.
         """
         names = tuple(dict.fromkeys(shards))
+        if costly:
+            weight = max(weight, COSTLY_PLACES)
         entry = Entry(
             self,
             stream,
@@ -294,7 +300,7 @@ class Gate:
         """Begins a new call, or puts it in line."""
         if not entry.is_wanted:
             return
-        key = entry.stream.connection, entry.shards, entry.passes_stopped, entry.reads, entry.one_key
+        key = entry.stream.connection, entry.shards, entry.passes_stopped, entry.reads, entry.one_key, entry.costly
         line = self._lines.get(key)
         if line is None:  # no call comes before it
             lacks = self._lacks(entry)
@@ -448,6 +454,10 @@ class Gate:
             line = queue.popleft()
             line.queue = line.lacks = None
             entry = next(iter(line.calls))
+            if entry.stream.connection.ended:
+                line.queue = self._left
+                line.queue.append(line)
+                continue
             lacks = self._lacks(entry)
             if lacks is None:
                 self._begin(entry)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
 from time import monotonic
 from typing import Any
@@ -21,10 +22,11 @@ from esp.core.services.entry import (
     WAITING_PART,
     Entry,
 )
-from esp.core.services.gate import STUCK_SECONDS, Gate
+from esp.core.services.gate import COSTLY_PLACES, STUCK_SECONDS, Gate
 from esp.core.services.handlers import CoroutineCall, Keeps
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
+from esp.core.wire.multiplexed import TOLD_AT_ONCE
 from esp.core.wire.server_stream import OVERLOADED
 from esp.core.wire.status import Code, Status
 from tests.core.wire.conversation import STREAM, Client, Server, call, headers, meet, rst
@@ -600,6 +602,28 @@ def test_a_connection_that_ends_leaves_nothing(world: World) -> None:
     assert world.since("x1", "x2") == set()
 
 
+def test_no_call_of_a_connection_that_has_ended_begins_before_it_learns_of_that(world: World) -> None:
+    """Thousands of calls learn of it in many turns, and meanwhile each that ended would let the next one begin."""
+    for number in range(5 * TOLD_AT_ONCE):
+        world.asks(f"y{number}", A)
+    assert world.since() == {"y0", "y1"}
+    world.asks("x1", A)
+    world.context.turns.soon = lambda _: None  # so that each turn comes when the test says so
+    world.clients["y"][1].connection.lost("gone")
+    for name in ("y0", "y1"):
+        world.begun[name].close()
+    while world.gate.waiting:
+        told = world.gate.waiting
+        world.context.go_on()
+        world.context.flush()
+        assert world.gate.waiting < told
+    assert world.since("y0", "y1") == {"x1"}
+    world.begun["x1"].close()
+    world.context.flush()
+    assert (world.busy, world.gate._lines, world.gate._left, world.gate._queues) == ([0, 0, 0], {}, deque(), {})
+    assert world.context.buffers.used == 0
+
+
 def test_a_request_for_which_there_is_no_memory_is_refused() -> None:
     world = World(Limits(max_parts_per_shard=1, max_buffered_bytes=1500), weight=PLACES - 1)
     world.asks("x1", A)
@@ -676,9 +700,9 @@ def test_snapshots_have_places_apart_from_others_even_if_they_are_small(costly: 
         world.clients[client][1].connection.weight = 0
         for number in range(1, 9):
             world.asks(f"{client}{number}", A, costly=costly)
-    assert world.at_work == (PLACES if costly else 4 * PLACES)
-    world.asks("s9", A)
-    assert ("s9" in world.begun) == costly
+    assert world.at_work == (PLACES // COSTLY_PLACES if costly else 4 * PLACES)
+    world.asks("z9", A)
+    assert ("z9" in world.begun) == costly, "beside its client's own snapshots, which wait"
 
 
 @pytest.mark.parametrize("size", [MIDDLE, LARGE_ANSWER])
@@ -738,11 +762,41 @@ def test_a_shard_that_has_only_costly_calls_does_not_rest() -> None:
     assert not world.background.due
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_calls_that_are_taken_back_as_they_begin_do_not_count_as_asked(world: World, answers: bool) -> None:
+    """Where thousands of a client's calls end at once, the calls of others would not be seen beside them."""
+    world.weight = PLACES
+    world.gate.tick(0.0)
+    for number in range(20):
+        world.asks(f"x{number}", A)
+        if answers:
+            world.begun[f"x{number}"].heard(A)
+        world.begun[f"x{number}"].close()
+        world.passes(1.0)
+    world.sent += 20
+    world.gate.tick(0.0)
+    assert (A in world.gate.alone) == answers
+
+
+def test_a_call_that_is_asked_again_and_again_counts_each_time_it_is_answered(world: World) -> None:
+    world.weight = PLACES
+    world.asks("x1", A)
+    for _ in range(3):
+        world.begun["x1"].weigh(A, 100)
+        world.begun["x1"].weigh(A, LARGE_ANSWER)
+        world.begun["x1"].leave(A)
+        world.begun["x1"].enter(A)
+    assert world.gate.alone.asked[A] == 4
+    world.begun["x1"].close()
+    assert world.gate.alone.asked[A] == 3
+
+
 def test_work_with_an_answer_counts_as_no_call_to_the_shard(world: World) -> None:
     """Or the shard would seem to have only large calls, beside those of others."""
     world.weight = PLACES
     world.asks("x1", A)
     entry = world.begun["x1"]
+    entry.weigh(A, LARGE_ANSWER)
     work = CoroutineCall(entry.stream, entry)
     for _ in range(5):
         work.work_on({A: LARGE_ANSWER})

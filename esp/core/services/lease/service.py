@@ -302,7 +302,7 @@ class _FanOut:
         told: set[int] = set()
         call.keeps = Keeps.LAST  # or another such call would begin before this one asks the next shard
         for shard in self._shards.values():
-            call.enter_anew([shard.name], asks=False)  # each was counted once as the call began
+            call.enter_anew([shard.name])
             outcomes = await self._ask_all(call, LEASE_LEASES, request, shards=[shard])
             refusal = _refusal(outcomes, may_miss=False)
             if refusal is not None:
