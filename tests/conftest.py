@@ -76,6 +76,7 @@ _LONG = [
     f"{name}.py"
     for name in (
         "integration/test_etcdctl_matrix",
+        "bench/chaos/test_run",
         "foreign/test_trials",
         "integration/test_differential",
         "commands/test_first_hour",

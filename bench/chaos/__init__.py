@@ -10,7 +10,10 @@
     client            the etcd API through whichever proxy answers
     linearizability   decides whether a history of one key has an order
     rig               shards of several members, and proxies
-    network           network namespaces, links that can be cut or slowed
+    wal               who has ended a lease, as the logs of a shard's members have it
+    network           network namespaces, links that can be cut, slowed, or made bad
+    relay             a bad line between two network devices
+    line              one direction of it: which packets are late, which are lost
     report            the result as text
 
 From the top down; each file imports only files below it.

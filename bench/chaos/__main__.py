@@ -12,7 +12,7 @@ import random
 import sys
 import tempfile
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from time import monotonic
 
@@ -21,7 +21,7 @@ import grpc
 from bench.chaos import report
 from bench.chaos.accounts import APP
 from bench.chaos.client import Client, Endpoints, RefusedError, UnknownError
-from bench.chaos.faults import Faults
+from bench.chaos.faults import NAMES, Faults
 from bench.chaos.load import Load
 from bench.chaos.network import own_namespace
 from bench.chaos.replicas import EVERYTHING
@@ -56,6 +56,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=random.randrange(1 << 32))
     parser.add_argument("--only", default="", help="names of faults, separated by commas; by default all")
     parser.add_argument("--lasts", type=float, nargs=2, default=(2.0, 8.0), help="seconds that a fault lasts: from, to")
+    parser.add_argument("--pauses", type=float, nargs=2, default=(0.0, 2.0), help="seconds between faults: from, to")
     parser.add_argument("--json", type=Path, help="a file for the result")
     parser.add_argument("--folder", type=Path, help="where logs and data go")
     return parser.parse_args()
@@ -68,9 +69,11 @@ async def _run(options: argparse.Namespace, folder: Path) -> int:
         credentials = grpc.ssl_channel_credentials(rig.certificates.ca.read_bytes())
         endpoints = Endpoints([proxy.address for proxy in rig.proxies], APP, credentials)
         faults = Faults(rig, random.Random(options.seed), options.lasts)
-        names = options.only.split(",") if options.only else list(faults.all)
-        load = Load(endpoints, rig.ended_by_former_leader, options.pace, options.leases, options.seed)
-        verdict = await _trial(rig, load, faults, names, options.seconds)
+        names = options.only.split(",") if options.only else list(NAMES)
+        load = Load(endpoints, rig.who_ended, options.pace, options.leases, options.seed)
+        verdict = await _trial(rig, load, faults, names, options.seconds, options.pauses)
+        if verdict.faults:
+            rig.keep_logs()
     finally:
         rig.close()
     what = (
@@ -85,7 +88,9 @@ async def _run(options: argparse.Namespace, folder: Path) -> int:
     return 1 if verdict.faults else 0
 
 
-async def _trial(rig: Rig, load: Load, faults: Faults, names: list[str], seconds: float) -> Verdict:
+async def _trial(
+    rig: Rig, load: Load, faults: Faults, names: list[str], seconds: float, pauses: tuple[float, float]
+) -> Verdict:
     """Lets faults happen one after the other for so long, and each at least once."""
     chance = random.Random(load.seed)
 
@@ -97,7 +102,7 @@ async def _trial(rig: Rig, load: Load, faults: Faults, names: list[str], seconds
             name = order.pop()
             print(f"{until - monotonic():6.0f} s left: {name}", file=sys.stderr)
             await faults.happen(name)
-            await asyncio.sleep(chance.uniform(0, 2))
+            await asyncio.sleep(chance.uniform(*pauses))
 
     async with asyncio.TaskGroup() as group:
         copies: list[asyncio.Task[None]] = []
@@ -112,7 +117,7 @@ async def _trial(rig: Rig, load: Load, faults: Faults, names: list[str], seconds
         verdict = await load.judge(lambda: _rows(load.endpoints))
         for copy in copies:
             copy.cancel()
-    return verdict
+    return replace(verdict, counts={**verdict.counts, "packets of bad links": dict(faults.packets)})
 
 
 async def _rows(endpoints: Endpoints) -> list[kv_pb2.KeyValue]:

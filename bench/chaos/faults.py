@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
+from bench.chaos.line import Shape
 from bench.chaos.network import Link
 from bench.chaos.rig import PATIENCE, Member, Proxy, Rig, ask_etcdctl, etcdctl
 
@@ -45,40 +46,15 @@ class Faults:
 
     Attributes:
         counts: faults that have happened, by name.
+        packets: what relays did with the packets of bad links (`line`).
     """
 
     def __init__(self, rig: Rig, chance: random.Random, seconds: tuple[float, float]) -> None:
         self.counts: Counter[str] = Counter()
+        self.packets: Counter[str] = Counter()
         self._rig = rig
         self._chance = chance
         self._seconds = seconds
-
-    @property
-    def all(self) -> Mapping[str, Callable[[], Awaitable[None]]]:
-        """Every fault by its name."""
-        return {
-            "member killed": self.member_killed,
-            "leader killed": self.leader_killed,
-            "shard killed": self.shard_killed,
-            "member stopped": self.member_stopped,
-            "leader stopped": self.leader_stopped,
-            "member cut off": self.member_cut_off,
-            "leader cut off from its peers": self.leader_cut_off,
-            "member cut off from clients": self.member_cut_off_from_clients,
-            "shard cut off": self.shard_cut_off,
-            "shard slow": self.shard_slow,
-            "leader moved": self.leader_moved,
-            "member defragmented": self.member_defragmented,
-            "disk full": self.disk_full,
-            "no space": self.no_space,
-            "proxy killed": self.proxy_killed,
-            "proxies rolled": self.proxies_rolled,
-            "proxy stopped": self.proxy_stopped,
-            "proxy taken over": self.proxy_taken_over,
-            "worker killed": self.worker_killed,
-            "certificates rotated": self.certificates_rotated,
-            "config reloaded": self.config_reloaded,
-        }
 
     async def happen(self, name: str) -> None:
         """Lets a fault happen, and mends it.
@@ -86,7 +62,7 @@ class Faults:
         Raises:
             BenchError: what was mended does not work again.
         """
-        await self.all[name]()
+        await _ALL[name](self)
         self.counts[name] += 1
 
     # Members.
@@ -137,6 +113,22 @@ class Faults:
         finally:
             for member in members:
                 member.host.hurry("clients")
+
+    async def member_slow(self) -> None:
+        """The link of one member to its clients takes its time, and carries little."""
+        await self._bad(self._member(), "clients", self._slow)
+
+    async def member_lossy(self) -> None:
+        """The link of one member to its clients loses packets."""
+        await self._bad(self._member(), "clients", self._lossy)
+
+    async def leader_slow_among_peers(self) -> None:
+        """The link of a leader to its peers takes its time, and carries little."""
+        await self._bad(await self._leader(self._shard()), "peers", self._slow)
+
+    async def leader_lossy_among_peers(self) -> None:
+        """The link of a leader to its peers loses packets."""
+        await self._bad(await self._leader(self._shard()), "peers", self._lossy)
 
     async def leader_moved(self) -> None:
         """A leader hands its office to another member."""
@@ -313,6 +305,31 @@ class Faults:
             for member in members:
                 member.send(signal.SIGCONT)
 
+    def _slow(self) -> Shape:
+        """A line like one over half the world, at its worst: a round takes up to 0.9 s."""
+        chance = self._chance
+        return Shape(chance.uniform(0.02, 0.35), chance.uniform(0, 0.1), chance.randrange(200, 4000))
+
+    def _lossy(self) -> Shape:
+        """A line that loses packets, sometimes many in a row, so that TCP stands still for seconds."""
+        chance = self._chance
+        return Shape(0.002, chance.uniform(0, 0.02), loss=chance.uniform(0.03, 0.3), burst=chance.uniform(1, 6))
+
+    async def _bad(self, member: Member, link: Link, shape: Callable[[], Shape]) -> None:
+        """Gives each direction a shape of its own, or only one of them."""
+        to_host, from_host = shape(), shape()
+        good = self._chance.choice(("", "", "to", "from"))
+        if good == "to":
+            to_host = Shape()
+        elif good == "from":
+            from_host = Shape()
+        await asyncio.to_thread(member.host.roughen, link, to_host, from_host, self._chance.getrandbits(32))
+        try:
+            await self._last()
+        finally:
+            for counts in await asyncio.to_thread(member.host.smooth, link):
+                self.packets += counts
+
     async def _cut(self, members: list[Member], links: tuple[Link, ...]) -> None:
         for member in members:
             member.host.cut(links)
@@ -321,3 +338,34 @@ class Faults:
         finally:
             for member in members:
                 member.host.mend(links)
+
+
+_ALL: Final[Mapping[str, Callable[[Faults], Awaitable[None]]]] = {
+    "member killed": Faults.member_killed,
+    "leader killed": Faults.leader_killed,
+    "shard killed": Faults.shard_killed,
+    "member stopped": Faults.member_stopped,
+    "leader stopped": Faults.leader_stopped,
+    "member cut off": Faults.member_cut_off,
+    "leader cut off from its peers": Faults.leader_cut_off,
+    "member cut off from clients": Faults.member_cut_off_from_clients,
+    "shard cut off": Faults.shard_cut_off,
+    "shard slow": Faults.shard_slow,
+    "member slow": Faults.member_slow,
+    "member lossy": Faults.member_lossy,
+    "leader slow among peers": Faults.leader_slow_among_peers,
+    "leader lossy among peers": Faults.leader_lossy_among_peers,
+    "leader moved": Faults.leader_moved,
+    "member defragmented": Faults.member_defragmented,
+    "disk full": Faults.disk_full,
+    "no space": Faults.no_space,
+    "proxy killed": Faults.proxy_killed,
+    "proxies rolled": Faults.proxies_rolled,
+    "proxy stopped": Faults.proxy_stopped,
+    "proxy taken over": Faults.proxy_taken_over,
+    "worker killed": Faults.worker_killed,
+    "certificates rotated": Faults.certificates_rotated,
+    "config reloaded": Faults.config_reloaded,
+}
+NAMES: Final = tuple(_ALL)
+"""The name of every fault."""

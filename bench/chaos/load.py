@@ -17,6 +17,7 @@ from bench.chaos.registers import PREFIXES, Register, judged, parts
 from bench.chaos.replicas import Copy, Replica, settled
 from bench.chaos.report import Verdict
 from bench.chaos.sessions import Sessions
+from bench.chaos.wal import Evidence
 from esp.core.pb import kv_pb2
 
 SETTLE_SECONDS: Final = 30.0
@@ -34,14 +35,14 @@ class Load:
 
     Attributes:
         endpoints: the proxies.
-        is_excused: looks whether an etcd by itself has ended a lease before its time.
+        who_ended: looks in the shards' logs who has ended a lease.
         pace: the calls a second that each client of a register begins.
         leases: the clients with leases.
         rates: the calls answered in each second.
     """
 
     endpoints: Endpoints
-    is_excused: Callable[[int], bool]
+    who_ended: Callable[[int], Evidence]
     pace: float
     leases: int
     seed: int
@@ -70,7 +71,7 @@ class Load:
             self.replicas.append(Replica(f"shard {number}", self.endpoints, number, copy))
         for number in range(self.leases):
             seed = chance.getrandbits(32)
-            self.sessions.append(Sessions(str(number), self.endpoints, number, seed, PREFIXES, self.is_excused))
+            self.sessions.append(Sessions(str(number), self.endpoints, number, seed, PREFIXES, self.who_ended))
         self.trespassers.append(Trespassers(self.endpoints, 0, chance.getrandbits(32), PREFIXES))
         async with asyncio.TaskGroup() as group:
             clients: list[Register | Sessions | Trespassers] = [*self.registers, *self.sessions, *self.trespassers]

@@ -245,12 +245,17 @@ class Rig:
         """All members of all shards."""
         return [member for shard in self.shards for member in shard]
 
-    def ended_by_former_leader(self, lease: int) -> bool:
-        """Whether an etcd that was frozen while it led has ended a lease that its successor had renewed."""
-        return any(
-            wal.ended_by_former_leader([wal.Log(member.disk / "data") for member in shard], lease)
-            for shard in self.shards
-        )
+    def who_ended(self, lease: int) -> wal.Evidence:
+        """What the write-ahead logs of all shards have of the end of a lease."""
+        found = [wal.evidence([wal.Log(member.disk / "data") for member in shard], lease) for shard in self.shards]
+        told = "; ".join(f"shard {number}: {one.text}" for number, one in enumerate(found))
+        return wal.Evidence(any(one.is_of_former_leader for one in found), told)
+
+    def keep_logs(self) -> None:
+        """Packs the members' write-ahead logs into files beside their disks, which go with the rig."""
+        for member in self.members:
+            pack = self.folder / f"{member.name}-wal.tar.gz"
+            subprocess.run(["tar", "-czf", str(pack), "-C", str(member.disk / "data" / "member"), "wal"], check=False)
 
     async def start(self) -> None:
         """Starts the etcds, adds the users, and starts the proxies.

@@ -18,6 +18,7 @@ from typing import Final
 import grpc
 
 from bench.chaos.client import Client, Endpoints, RefusedError, UnknownError
+from bench.chaos.wal import Evidence
 from esp.core.pb import rpc_pb2
 
 TTL: Final = 6
@@ -43,11 +44,11 @@ class Sessions:
         place: int,
         seed: int,
         prefixes: tuple[bytes, ...],
-        is_excused: Callable[[int], bool],
+        who_ended: Callable[[int], Evidence],
     ) -> None:
-        """`is_excused` looks whether an etcd by itself has ended a lease before its time."""
+        """`who_ended` looks in the shards' logs who has ended a lease."""
         self.name = name
-        self._is_excused = is_excused
+        self._who_ended = who_ended
         self.counts: Counter[str] = Counter()
         self.faults: list[str] = []
         self._client = Client(endpoints, place)
@@ -134,10 +135,11 @@ class Sessions:
     async def _gone(self, key: bytes, lease: int, how: str) -> None:
         """Notes that a lease has ended before its time."""
         named = _named(key, lease)
-        if await asyncio.to_thread(self._is_excused, lease):
+        found = await asyncio.to_thread(self._who_ended, lease)
+        if found.is_of_former_leader:
             self.counts["ended by an etcd that led no more"] += 1
         else:
-            self.faults.append(f"{named}: {how}")
+            self.faults.append(f"{named}: {how}; {found.text}")
 
     async def _revoked(self, key: bytes, lease: int) -> None:
         request = rpc_pb2.LeaseRevokeRequest(ID=lease)

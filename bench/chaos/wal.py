@@ -91,18 +91,41 @@ class Log:
                     at = end + padding
 
 
-def ended_by_former_leader(logs: Sequence[Log], lease: int) -> bool:
-    """Whether a member of a shard that led no more has ended a lease there, and the members have agreed on that."""
+class Evidence(NamedTuple):
+    """What the logs of a shard's members have of the end of a lease.
+
+    Attributes:
+        is_of_former_leader: whether a member that led no more has ended it, and the members have agreed on that.
+        text: who has revoked it, for a reader.
+    """
+
+    is_of_former_leader: bool
+    text: str
+
+
+def evidence(logs: Sequence[Log], lease: int) -> Evidence:
+    """What the logs have of the end of a lease."""
     entries = Counter(entry for log in logs for entry in log.revocations(lease))
     votes: dict[int, Counter[int]] = {}
     for log in logs:
         for term, candidate in log.votes().items():
             votes.setdefault(term, Counter())[candidate] += 1
-    return any(
-        is_of_former_leader(entry, votes.get(entry.term, Counter()), len(logs))
-        for entry, members in entries.items()
-        if 2 * members > len(logs)
-    )
+    guilty, told = False, []
+    for entry, members in sorted(entries.items()):
+        cast = votes.get(entry.term, Counter())
+        guilty = guilty or (2 * members > len(logs) and is_of_former_leader(entry, cast, len(logs)))
+        leader = elected(cast, len(logs))
+        told.append(
+            f"entry {entry.place} of term {entry.term} in {members} of {len(logs)} logs, proposed by "
+            f"..{entry.proposer:04x} as {entry.user or 'nobody'}, led by "
+            + (f"..{leader & 0xFFFF:04x}" if leader is not None else "nobody knows whom")
+        )
+    return Evidence(guilty, ", ".join(told) or "not revoked")
+
+
+def elected(votes: Counter[int], members: int) -> int | None:
+    """Who won the votes of so many members; None if that cannot be told."""
+    return next((candidate for candidate, count in votes.items() if 2 * count > members), None)
 
 
 def is_of_former_leader(entry: Revocation, votes: Counter[int], members: int) -> bool:
@@ -113,7 +136,7 @@ def is_of_former_leader(entry: Revocation, votes: Counter[int], members: int) ->
         votes: the votes for each member in the entry's term.
         members: the number of members.
     """
-    leader = next((candidate for candidate, count in votes.items() if 2 * count > members), None)
+    leader = elected(votes, members)
     return entry.user == LESSOR and leader is not None and leader & 0xFFFF != entry.proposer
 
 

@@ -7,7 +7,7 @@ from collections import Counter
 import grpc
 import pytest
 
-from bench.chaos.wal import Log, Revocation, is_of_former_leader
+from bench.chaos.wal import Log, Revocation, evidence, is_of_former_leader
 from esp.core.pb import rpc_pb2
 from tests.harness import Etcds, wait_until
 from tests.stubs import rpc_pb2_grpc
@@ -30,6 +30,12 @@ def test_the_log_of_an_etcd_tells_who_has_revoked_a_lease(start_durable_etcd: Et
     assert (revoked.user, expired.user) == ("", "")
     assert 0 < revoked.place < expired.place
     assert log.votes()[expired.term] == member
+    end = f"..{member & 0xFFFF:04x}"
+    assert evidence([log], ids[2]) == (
+        False,
+        f"entry {expired.place} of term {expired.term} in 1 of 1 logs, proposed by {end} as nobody, led by {end}",
+    )
+    assert evidence([log], ids[1]) == (False, "not revoked")
 
 
 @pytest.mark.parametrize(
