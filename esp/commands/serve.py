@@ -350,7 +350,9 @@ def _tell_ready(
     if config.workers > 1:
         text += f"; {counted(config.workers, 'worker')}"
     if missing:
-        text += f"; not reachable yet: {'all of them' if missing == names else few(missing)}"
+        text += "; not reachable yet"
+        if len(names) > 1:
+            text += f": {'all of them' if missing == names else few(missing)}"
     about = fields(
         listen=urls,
         shards=len(names),

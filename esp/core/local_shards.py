@@ -249,8 +249,10 @@ def _next_commands(listen: Sequence[str], config_path: Path) -> list[str]:
     if listen[0].startswith("https:"):
         etcdctl += f" --cacert {config_path.parent / TLS_FOLDER / 'ca.crt'}"
     option = "" if config_path.absolute() == Path.cwd() / ".esp" / CONFIG_NAME else f" -c {config_path}"
-    puts = "; ".join(f"{etcdctl} put {pair}" for pair in ("a 1", "j 2", "z 3"))
-    return [puts, f'{etcdctl} get "" --from-key', f"{esp} route j{option}", f"{esp} check{option}"]
+    puts = [f"{etcdctl} put {pair}" for pair in ("a 1", "j 2", "z 3")]
+    if etcdctl == "etcdctl":  # with options one line for all would be wider than a terminal
+        puts = ["; ".join(puts)]
+    return [*puts, f'{etcdctl} get "" --from-key', f"{esp} route j{option}", f"{esp} check{option}"]
 
 
 def _listen_line(listen: Sequence[str]) -> str:

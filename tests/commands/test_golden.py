@@ -16,6 +16,7 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import termios
 from collections import Counter
@@ -28,6 +29,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+from esp import __version__, build
 from esp.cli.whole import app
 from esp.commands import bench, plan_json, plan_view
 from esp.commands.bench import Options
@@ -38,7 +40,7 @@ from esp.commands.top_view import as_json
 from esp.core.export import Etcd
 from esp.core.keys import KeyRange
 from esp.core.load import Measured, Plan, Workload, keys_in
-from esp.core.local import LocalEtcd
+from esp.core.local import LocalEtcd, free_port
 from esp.core.pb import rpc_pb2
 from esp.core.plan import Measure, Survey, Wish, propose, weights_of
 from esp.core.plan import Plan as Made
@@ -158,8 +160,8 @@ def by_runner(words: Sequence[str], columns: int, monkeypatch: pytest.MonkeyPatc
     return int(ended.value.code or 0), out.getvalue()
 
 
-def by_process(folder: Path, words: Sequence[str], columns: int) -> tuple[int, str]:
-    """The same of a process at a terminal of its own."""
+def by_process(folder: Path, words: Sequence[str], columns: int, until: bytes | None = None) -> tuple[int, str]:
+    """The same of a process at a terminal of its own, to which Ctrl-C is given once it has written `until`."""
     terminal, output = pty.openpty()
     try:
         fcntl.ioctl(output, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
@@ -172,6 +174,9 @@ def by_process(folder: Path, words: Sequence[str], columns: int) -> tuple[int, s
             except OSError:  # the other end is closed
                 break
             told += chunk
+            if until is not None and until in told:
+                process.send_signal(signal.SIGINT)
+                until = None
         return process.wait(60), told.decode().replace("\r\n", "\n")
     finally:
         os.close(terminal)
@@ -234,6 +239,59 @@ def by_pipe(folder: Path, line: str) -> tuple[int, str]:
 def run(line: str) -> tuple[int, str]:
     result = CliRunner().invoke(app, line.split())
     return result.exit_code, result.output
+
+
+@pytest.mark.parametrize(
+    ("line", "file"),
+    [
+        ("config example", "tests/commands/golden/config-example.yaml"),
+        ("config schema", "tests/commands/golden/config-schema.json"),
+        ("completion bash", "completions/esp.bash"),
+        ("completion zsh", "completions/_esp"),
+        ("completion fish", "completions/esp.fish"),
+    ],
+)
+def test_what_is_for_files_is_the_same_at_every_terminal(
+    line: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code, told = by_pipe(tmp_path, line)
+    assert code == 0
+    if file.startswith("tests"):
+        is_as_it_was(Path(file).name, told)
+    assert told == (ROOT / file).read_text()
+    for columns in WIDTHS:
+        assert by_process(tmp_path, line.split(), columns) == (0, told)
+        assert by_runner(line.split(), columns, monkeypatch) == (0, told)
+
+
+def test_the_first_lines_of_a_proxy_and_its_last(scene: Scene, tmp_path: Path) -> None:
+    transcript = ""
+    config = (scene.folder / "esp.yaml").read_text().replace("control: esp.sock", "control: off")
+    (tmp_path / "esp.yaml").write_text(config)
+    silent = "shards: [{name: a, endpoints: [127.0.0.1:1], ranges: [{prefix: ''}]}]\nlimits: {connect_timeout: 0.5}\n"
+    (tmp_path / "silent.yaml").write_text(silent)
+    for line, until in (
+        ("serve -c esp.yaml", " ready on "),
+        ("serve -c esp.yaml --log-format json", "ready on "),
+        ("serve -c silent.yaml", " ready on "),
+        ("serve --local 2 --data-dir two", "the keys stay."),
+    ):
+        for columns in WIDTHS:
+            port = free_port()
+            words = [*line.split(), "--listen", f"http://127.0.0.1:{port}"]
+            code, told = by_process(tmp_path, words, columns, until.encode())
+            told = even(told.replace(str(port), "2379").replace(str(tmp_path), "/golden"), scene)
+            told = re.sub(r"\b\d\d:\d\d:\d\d\b", "12:00:00", told)
+            told = re.sub(r'("time":")[^"]+', r"\g<1>2026-11-30T12:00:00.000Z", told)
+            told = told.replace(f"esp {__version__} ({build()})", "esp 0.1.0 (interpreted)")
+            told = told.replace(
+                f'"version":"{__version__}","build":"{build()}"', '"version":"0.1.0","build":"interpreted"'
+            )
+            told = re.sub(r"(shard-(\d)  http://127.0.0.1:)\d+", r"\g<1>1000\2", told)
+            told = re.sub(r"etcds \(\S+\)", "etcds (/usr/bin/etcd)", told)
+            told = re.sub(r"/\S+ (route|check) ", r"/usr/bin/esp \1 ", told)
+            transcript += f"$ esp {line}\n[exit code {code}]\n\n[{columns} columns]\n{told}\n"
+    is_as_it_was("serve.txt", transcript)
 
 
 def test_export_and_import(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -368,9 +426,13 @@ def names_in(value: object) -> Iterator[str]:
 
 
 def test_every_field_is_documented() -> None:
-    quoted = re.findall("`([^`]+)`", (ROOT / "docs/json.md").read_text())
-    documented = {word for text in quoted for word in [text, *re.findall(r"[\w-]+", text)]}
     for path in GOLDEN.iterdir():
+        if path.name == "config-schema.json":  # its form is that of JSON schemas
+            continue
+        page = "logs.md" if path.name == "serve.txt" else "json.md"
+        text = re.sub(r"(?s)```.*?```", "", (ROOT / "docs" / page).read_text())
+        quoted = re.findall("`([^`]+)`", text)
+        documented = {word for text in quoted for word in [text, *re.findall(r"[\w-]+", text)]}
         for told in re.findall(r"(?ms)^\{[^\n]*\}$|^\{$.*?^\}$", path.read_text()):
             assert set(names_in(json.loads(told))) - documented == set(), path.name
 
@@ -437,12 +499,8 @@ def test_the_map_on_the_shards(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
 
 
 PLACES = {
-    "serve": "test_serve.py",
     "check": "test_check_golden.py",
     "top": "test_top.py",
-    "config example": "test_config.py",
-    "config schema": "test_config.py",
-    "completion": "../test_completions.py",
     "map apply": "test_map.py",
     "map finish": "test_map.py",
 }

@@ -52,9 +52,10 @@ def test_the_printed_lines_work_and_the_next_run_keeps_certificates_and_keys(
     esp = start_esp.launch("--local", "2", "--tls", "--listen", url)
     esp.wait_ready()
     assert f"ready on {url}" in esp.log()
-    line = printed(esp, "put a 1")
-    assert f"etcdctl --endpoints {url} --cacert .esp/tls/ca.crt put a 1;" in line
-    assert run(line) == "OK\n" * 3
+    for pair in ("a 1", "j 2", "z 3"):
+        line = printed(esp, f"put {pair}")
+        assert f"etcdctl --endpoints {url} --cacert .esp/tls/ca.crt put {pair}" in line
+        assert run(line) == "OK\n"
     assert run(printed(esp, "--from-key")).split() == ["a", "1", "j", "2", "z", "3"]
     assert "Healthy: 2 shards, 2 endpoints." in run(printed(esp, "esp check"))
     assert esp.stop() == 0

@@ -144,8 +144,8 @@ def test_the_commands_of_the_summary_name_what_is_not_the_default(
     path = tmp_path / "elsewhere" / "esp.yaml"
     listen = ["http://127.0.0.1:3379"]
     shards.write_config(path, listen)
-    assert shards.summary(config.load(path).shard_map, listen, path)[4:8] == [
-        "  " + "; ".join(f"etcdctl --endpoints {listen[0]} put {pair}" for pair in ("a 1", "j 2", "z 3")),
+    assert shards.summary(config.load(path).shard_map, listen, path)[4:10] == [
+        *(f"  etcdctl --endpoints {listen[0]} put {pair}" for pair in ("a 1", "j 2", "z 3")),
         f'  etcdctl --endpoints {listen[0]} get "" --from-key',
         f"  esp route j -c {path}",
         f"  esp check -c {path}",
