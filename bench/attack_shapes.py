@@ -163,9 +163,9 @@ def _unlike(block: bytes, number: int) -> bytes:
     return block + literal(b"x-n", b"%d" % number)
 
 
-def _calls(block: bytes, body: bytes | None, *, differing: bool = False) -> Iterator[Chunk]:
+def _calls(block: bytes, body: bytes | None, *, differing: bool = False, opens: bytes = opening()) -> Iterator[Chunk]:
     """Calls without end, each with this head and this one message, or, with None, with no body at all."""
-    yield opening(), 0
+    yield opens, 0
     flags = _END_HEADERS | (_END_STREAM if body is None else 0)
     size = len(block) + (len(body) if body else 0) + 18
     at_once = max(1, _CHUNK // size)
@@ -338,6 +338,11 @@ def _wide_ranges() -> Iterator[Chunk]:
 @_attack("bare-ranges", "Ranges over three shards that name nothing but their keys", 0.2 * _MB)
 def _bare_ranges() -> Iterator[Chunk]:
     return _calls(_RANGE_HEAD, _BARE)
+
+
+@_attack("taken-ranges", "as bare-ranges, with windows for all answers", 0.2 * _MB)
+def _taken_ranges() -> Iterator[Chunk]:
+    return _calls(_RANGE_HEAD, _BARE, opens=opening(1 << 20, (1 << 31) - 65_536))
 
 
 @_attack("ranges", "honest Ranges of one key, as fast as they go", 2 * _MB)

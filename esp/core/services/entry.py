@@ -39,7 +39,8 @@ PLACE_BYTES: Final = 16_384
 LARGE_ANSWER: Final = (PLACES - 1) * PLACE_BYTES
 """An answer or a request of at least so many bytes takes all places that a part may take."""
 WAITING_PART: Final = 4
-"""An answer that waits for its client counts as this part of its places: a quarter."""
+"""An answer of more than PLACE_BYTES that waits for its client counts as this part of its places: a quarter, and one
+place at least."""
 SMALL_REQUEST: Final = 1024
 """A request of at most so many bytes is covered by the memory that every open call counts for."""
 
@@ -252,9 +253,12 @@ class Entry(Sink):
             self.weigh(shard, size)
 
     def answered(self, shard: str, size: int) -> None:
-        """Frees the places at a shard whose answer, of `size` bytes, has begun to come."""
+        """Frees the places at a shard whose answer, of `size` bytes, has begun to come.
+
+        Until `leave` a large one counts for its connection: it may wait for its client, or behind other parts.
+        """
         self.weigh(shard, size)
-        self.leave(shard)
+        self.give_way(shard)
 
     def heard(self, shard: str) -> None:
         """Notes that the shard has answered, and so has not stopped."""
@@ -277,7 +281,7 @@ class Entry(Sink):
         taken = self._places.pop(shard, None)
         is_coming = self._coming is not None and shard in self._coming
         if taken is not None:
-            kept = taken[0] // WAITING_PART if is_coming else 0
+            kept = max(1, taken[0] // WAITING_PART) if is_coming else 0
             if kept:
                 self._kept = self._kept or {}
                 self._kept[shard] = kept

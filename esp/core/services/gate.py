@@ -23,7 +23,7 @@ loses its places to others when it waits for something that is no work: for its 
 a stopped shard. A large answer that waits for its client still counts for that client's connection, as a quarter of the
 places it had, and as all of them where only large calls use the shard: the shard keeps the whole answer in memory, and
 esp a window of it, so one connection has few of these. An answer counts so, too, if it comes after its call has lost
-its places.
+its places, and if it waits behind those of other shards, or is to be merged with them.
 
 The number of waiting calls is bounded by the memory for calls (`max_call_bytes`); their requests are bounded by
 `max_buffered_bytes`.

@@ -258,11 +258,14 @@ class CoroutineCall(Sink):
                 entry.enter(shard, asks=asks)
 
     def leave(self, shard: str) -> None:
-        """A shard has answered, or is not asked any more: the place there is free, unless the call keeps it."""
+        """A shard has answered, or is not asked any more: the place there is free, unless the call keeps it.
+
+        A large answer counts for the connection until the call asks that shard again or ends.
+        """
         entry = self.entry
         if entry is None or self.keeps is Keeps.ALL or (self.keeps is Keeps.LAST and len(entry.held) == 1):
             return
-        entry.leave(shard)
+        entry.give_way(shard)
 
     def work_on(self, sizes: Mapping[str, int]) -> None:
         """Takes places for the work with the shards' answers, of so many bytes, until the end of the call.

@@ -16,7 +16,7 @@ from esp.core import config
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services.alone import Alone
-from esp.core.services.entry import LARGE_ANSWER, WAITING_PART
+from esp.core.services.entry import LARGE_ANSWER, PLACE_BYTES, PLACES, WAITING_PART
 from esp.core.services.gate import LARGE_REQUEST
 from esp.core.services.lease import KEEPALIVE_PATH
 from esp.core.wire import frames
@@ -313,6 +313,47 @@ def test_a_client_that_does_not_read_has_few_large_answers_made(end: bytes) -> N
         assert world.proxy.gate.waiting == 10 - WAITING_PART - 1
         writer.close()
         await until(lambda: world.is_free and not world.proxy.gate._held)
+
+    run(work)
+
+
+_OVER_BOTH = rpc_pb2.RangeRequest(key=b"a", range_end=b"z")
+_ASKED = {
+    "bare": ("Range", _OVER_BOTH),
+    "limit": ("Range", rpc_pb2.RangeRequest(key=b"a", range_end=b"z", limit=50)),
+    "coroutine": ("Txn", rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=_OVER_BOTH)])),
+}
+
+
+@pytest.mark.parametrize(
+    ("size", "most"),
+    [(LARGE, WAITING_PART), (PLACE_BYTES, 1 + PLACES - PLACES // WAITING_PART)],  # the first counted as large
+)
+@pytest.mark.parametrize("how", _ASKED)
+def test_a_client_that_does_not_read_has_few_answers_of_several_shards_kept(how: str, size: int, most: int) -> None:
+    """They come whole, so that no shard waits for the client, and all of them take memory here."""
+    method, request = _ASKED[how]
+    fields = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", (KV + method).encode()))
+    head = encode([*fields, *GRPC_FIELDS, (b"esp-read", b"each")])
+    asked = message(request.SerializeToString())
+
+    async def work(world: World) -> None:
+        _, writer = await asyncio.open_connection("127.0.0.1", world.proxy.bound[0][1])
+        writer.write(frames.PREFACE + frames.settings({4: 1000}) + frames.window_update(0, 1 << 24))
+        for number in range(most + 9):
+            writer.write(frames.frame(frames.HEADERS, 4, 2 * number + 1, head) + data(2 * number + 1, asked, end=True))
+        gate = world.proxy.gate
+        while gate.at_work or set(gate._held.values()) != {PLACES}:  # a quarter of all, at both shards
+            for shard in (world.one, world.other):
+                if shard.open:
+                    shard.answers(size)
+            await asyncio.sleep(0.001)
+        honest = world.client()
+        await world.answered([honest.gets(), honest.gets(), honest.gets(b"x"), honest.gets(b"x")])
+        assert gate.waiting == 9
+        writer.close()
+        await until(lambda: world.is_free and not gate._held)
+        assert world.proxy.context.buffers.used == 0
 
     run(work)
 

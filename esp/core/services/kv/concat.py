@@ -208,7 +208,7 @@ class Concat(Sending):
             if self._entry is not None:
                 self._entry.answered(one.name, one.length)
         elif self.collects and self._entry is not None:
-            self._entry.leave(one.name)
+            self._entry.give_way(one.name)
         if self._later is not None and one is self._parts[0]:
             self._on_first()
             if self.down.sink is not self:

@@ -150,7 +150,7 @@ class Sending(Sink):
         return True
 
     def _enter(self, one: Part) -> None:
-        if self._entry is not None and not one.is_whole and self._entry.enter(one.name):
+        if self._entry is not None and not one.is_whole and self._entry.enter(one.name, asks=False):
             self._entry.weigh(one.name, one.length)
 
     def _send(self, owner: Part | None, piece: bytes) -> None:
