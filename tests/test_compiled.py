@@ -67,6 +67,41 @@ def test_no_class_has_something_in_the_place_of_an_attribute_of_a_compiled_class
     assert {name: found & hidden[name] for name, found in own.items() if found & hidden[name]} == {}
 
 
+def imported(tree: ast.Module) -> dict[str, str]:
+    """The names that a module imports from others, with the files of these."""
+    return {
+        name.asname or name.name: node.module.replace(".", "/") + ".py"
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and node.module
+        for name in node.names
+    }
+
+
+def test_compiled_classes_allow_the_subclasses_that_are_not_compiled() -> None:
+    """Python makes the class all the same; the first object of it is a TypeError."""
+    allowed = {
+        (module, node.name): any("allow_interpreted_subclasses" in ast.unparse(by) for by in node.decorator_list)
+        for module in COMPILED
+        for node in classes(module)
+    }
+    refused = []
+    looked_at = 0
+    for folder in ("esp", "tests", "bench"):
+        for path in (ROOT / folder).rglob("*.py"):
+            file = str(path.relative_to(ROOT))
+            if file in COMPILED:
+                continue
+            of = imported(ast.parse(path.read_text()))
+            for node in classes(file):
+                for base in bases(node):
+                    found = allowed.get((of.get(base, ""), base))
+                    looked_at += found is not None
+                    if found is False:
+                        refused.append(f"{file}:{node.lineno}: {node.name} inherits from {base}")
+    assert looked_at > 10
+    assert refused == []
+
+
 def test_compiled_modules_do_without_what_means_something_else_there() -> None:
     """mypyc says nothing of these."""
     found = []

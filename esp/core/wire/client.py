@@ -38,6 +38,7 @@ from esp.core.wire.frames import (
     unpack_header,
     window_update,
 )
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.request_encoder import Forward, RequestEncoder, timeout_field
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.traces import Asked, TracedBlock
@@ -56,6 +57,7 @@ CHEAP_BYTES: Final = 1024
 other frame esp looks at the clock."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ClientConnection(ResponseReader):
     """The client's end of one connection.
 

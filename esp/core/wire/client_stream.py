@@ -84,6 +84,7 @@ class ClientStream(Stream["ClientConnection"]):
         self.reset(ErrorCode.CANCEL)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class ResponseReader(FrameReader[ClientStream]):
     """A connection whose streams are calls to a server.
 

@@ -15,12 +15,14 @@ from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ConnectionFault, ErrorCode, goaway
 from esp.core.wire.glitches import GlitchBudget
 from esp.core.wire.held_ack import HeldAck
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.table_update import with_table_update
 from esp.core.wire.traffic import Traffic
 
 log = logging.getLogger("esp.wire")
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Connection:
     """One end of an HTTP/2 connection.
 

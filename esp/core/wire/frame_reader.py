@@ -43,6 +43,7 @@ from esp.core.wire.frames import (
 from esp.core.wire.glitches import Allowance
 from esp.core.wire.header_block import BlockBounds, HeaderBlock
 from esp.core.wire.multiplexed import Multiplexed
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.settings_acks import SettingsAcks
 from esp.core.wire.stream import Stream
 
@@ -61,6 +62,7 @@ SMALL_DATA: Final = 5
 S = TypeVar("S", bound=Stream[Any])
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class FrameReader(Multiplexed[S]):
     """A connection that takes frames; its two ends say what the frames mean for their streams.
 

@@ -24,6 +24,7 @@ from esp.core.wire.frames import (
     rst_stream,
     window_update,
 )
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.pump import Pump
 from esp.core.wire.recent_resets import RecentResets
 from esp.core.wire.stalled import StalledStreams
@@ -39,6 +40,7 @@ LOOKED_AT_AT_ONCE: Final = 200
 S = TypeVar("S", bound=Stream[Any])
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class Multiplexed(Connection, Generic[S]):
     """A connection with streams of type S.
 

@@ -14,6 +14,7 @@ from esp.core.wire.client_stream import NOT_QUEUED, STREAM_WINDOW, ClientStream
 from esp.core.wire.ended import UNKNOWN, Passed
 from esp.core.wire.frames import MAX_FRAME_SIZE, ErrorCode, unpack_u32
 from esp.core.wire.message import PREFIX_SIZE
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import OVERLOADED, ServerCall, Sink
 from esp.core.wire.status import Code, Status
@@ -51,6 +52,7 @@ class SpliceOwner(Protocol):
         """The client of a call that may wait for hours has gone. The owner cancels the call, now or soon."""
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class SplicedCall(ClientStream, Sink):
     """The upstream half of a spliced call, and the sink of the client's half.
 
@@ -217,6 +219,7 @@ class SplicedCall(ClientStream, Sink):
         self.consumed(size)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class LateCall(SplicedCall):
     """A spliced call that is sent some time after it came."""
 
@@ -242,6 +245,7 @@ class LateCall(SplicedCall):
             self._answer_in_pieces(head, payload, trailers)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WaitingCall(LateCall):
     """A spliced call that may wait for hours."""
 
@@ -287,6 +291,7 @@ class WaitingStream(StreamCall):
         self.owner.give_up(self)
 
 
+@mypyc_attr(allow_interpreted_subclasses=True)
 class CountedCall(LateCall):
     """A spliced call with a place at its shard, until the answer is whole."""
 
