@@ -159,7 +159,7 @@ def _told(done: Exported) -> str:
     if done.ended:
         text += f", {done.ended} of which ended meanwhile"
     header = done.header
-    at = ", ".join(f"{shard.name} {shard.revision}" for shard in header.shards)
+    at = "revision " + ", ".join(f"{shard.revision} of {shard.name}" for shard in header.shards)
     if header.moment == "each":
         return f"{text}; each shard at a moment of its own, within {header.seconds * 1000:.1f} ms: {at}"
     return f"{text}, all of one moment: {at}"

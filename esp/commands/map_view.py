@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from esp.commands.output import Format, complain, json_key, write, write_json, write_table
+from esp.commands.output import Format, complain, json_key, write, write_json, write_prose, write_table
 from esp.core.config import Config
 from esp.core.keys import format_key, format_range
 from esp.core.shared_map import Change, Held, How, Kind, Next, Outcome, SharedMap, Told
@@ -92,18 +92,18 @@ def write_plan(change: Next, output: Format) -> None:
         return
     after = change.after
     if change.before is None:
-        write(
+        write_prose(
             f"The first map, fingerprint {after.map.fingerprint}; "
             f"{shard_called(after.anchor)} decides on later changes."
         )
         rows = [[name, ", ".join(map(format_range, after.map.ranges_of(name)))] for name in after.names]
         write_table(["SHARD", "KEYS"], rows)
-        write(
+        write_prose(
             "Proxies that run go on with their files. Then write map: shards into the config of each, and start it "
             "anew; with map: file none starts."
         )
     else:
-        write(f"From epoch {change.before.epoch} to {after.epoch}: {after.changes[-1].what}. No keys move.")
+        write_prose(f"From epoch {change.before.epoch} to {after.epoch}: {after.changes[-1].what}. No keys move.")
 
 
 def write_waiting(outcome: Outcome) -> None:

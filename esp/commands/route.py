@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from esp.commands.in_force import in_force
 from esp.commands.output import (
@@ -46,6 +46,12 @@ class KeyEncoding(StrEnum):
     def given(cls, *, hex_: bool, base64: bool) -> KeyEncoding:
         """The encoding that the options --hex and --base64 name."""
         return cls.HEX if hex_ else cls.BASE64 if base64 else cls.TEXT
+
+
+_FORMS: Final = {
+    KeyEncoding.HEX: "write two digits (0-9, a-f) for each byte",
+    KeyEncoding.BASE64: "write groups of four letters (A-Z, a-z, 0-9, +, /), the last filled up with =",
+}
 
 
 class Span(NamedTuple):
@@ -216,7 +222,7 @@ def _decode(text: str | bytes, name: str, encoding: KeyEncoding) -> bytes:
                 return base64.b64decode(data, validate=True)
     except ValueError:
         shown = data.decode("utf-8", "backslashreplace")
-        raise CommandError(f'{name} is "{shown}", which is not {encoding}', USAGE) from None
+        raise CommandError(f'{name} is "{shown}", which is not {encoding}; {_FORMS[encoding]}', USAGE) from None
 
 
 def _write_many(spans: Iterator[Span], loaded: Config, output: Format) -> None:
@@ -238,7 +244,7 @@ def _write_many(spans: Iterator[Span], loaded: Config, output: Format) -> None:
             write(f"{shard:{width}}  {quoted(start)}{f'  {end_cell(end)}' if end else ''}")
     if output is Format.TABLE and total:
         write("")
-        write(", ".join(f"{shard}: {count}" for shard, count in counts.items()) + ".")
+        write(", ".join(f"{count:,} in {shard}" for shard, count in counts.items()) + ".")
         if len(counts) == 1:
             write_prose(f"A Txn over all of them is possible: {shard_quoted(next(iter(counts)))} owns them.")
         else:

@@ -185,7 +185,7 @@ class TestExport:
         assert s["key64"] == "//4="
         assert idle["grant"] == "0000000000000099"
         assert (end["end"], end["keys"], end["leases"]) == (True, 3, 2)
-        assert "exported 3 keys and 2 leases, all of one moment: s0 " in err
+        assert "exported 3 keys and 2 leases, all of one moment: revision " in err
 
     def test_each_shard_at_its_own_moment(self, kvs: list[Kv], run: Run) -> None:
         kvs[0].put(b"a")

@@ -501,8 +501,10 @@ def test_the_map_on_the_shards(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
 PLACES = {
     "check": "test_check_golden.py",
     "top": "test_top.py",
-    "map apply": "test_map.py",
-    "map finish": "test_map.py",
+    "map init": "test_map_golden.py",
+    "map history": "test_map_golden.py",
+    "map apply": "test_map_golden.py",
+    "map finish": "test_map_golden.py",
 }
 """Where commands are shown that are not in this file."""
 

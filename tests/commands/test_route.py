@@ -163,7 +163,7 @@ SHARD   KEYS
 main    "a"
 events  "/registry/events/x"
 
-main: 1, events: 1.
+1 in main, 1 in events.
 A Txn over all of them can only read: several shards own them.
 """
 
@@ -178,7 +178,7 @@ A Txn over all of them can only read: several shards own them.
         code, out, _ = route("--each", "a", "b")
         assert (code, out.splitlines()[-2:]) == (
             0,
-            ["main: 2.", 'A Txn over all of them is possible: shard "main" owns them.'],
+            ["2 in main.", 'A Txn over all of them is possible: shard "main" owns them.'],
         )
 
     def test_of_stdin_may_have_any_byte_but_a_line_break(self) -> None:
@@ -437,15 +437,22 @@ def test_json_of_an_inverted_range() -> None:
     assert document["txn"] == {"possible": True, "boundary": None}
 
 
+HEX_CURE = "write two digits (0-9, a-f) for each byte"
+
+
 @pytest.mark.parametrize(
     ("arguments", "error"),
     [
         ([""], "etcdserver: key is not provided; for all keys add --from-key"),
         (["", "--range-end", "z"], "etcdserver: key is not provided; for all keys add --from-key"),
-        (["6g", "--hex"], 'KEY is "6g", which is not hex'),
-        (["61", "--hex", "--range-end", "6"], 'END is "6", which is not hex'),
-        (["é", "--hex"], 'KEY is "é", which is not hex'),
-        (["YQ", "--base64"], 'KEY is "YQ", which is not base64'),
+        (["6g", "--hex"], 'KEY is "6g", which is not hex; ' + HEX_CURE),
+        (["61", "--hex", "--range-end", "6"], 'END is "6", which is not hex; ' + HEX_CURE),
+        (["é", "--hex"], 'KEY is "é", which is not hex; ' + HEX_CURE),
+        (
+            ["YQ", "--base64"],
+            'KEY is "YQ", which is not base64; write groups of four letters (A-Z, '
+            "a-z, 0-9, +, /), the last filled up with =",
+        ),
         (["a", "--hex", "--base64"], "--hex and --base64 exclude each other; give one"),
         (["a", "--prefix", "--from-key"], "--prefix, --from-key and --range-end exclude each other; give one"),
         (["a", "--range-end", "", "--prefix"], "--prefix, --from-key and --range-end exclude each other; give one"),
