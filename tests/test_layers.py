@@ -18,6 +18,7 @@ ROOT = Path(__file__).parent.parent
 LAYERS = [
     {
         "esp.core.background",
+        "esp.core.former",
         "esp.core.keys",
         "esp.core.log",
         "esp.core.namespace",
@@ -46,7 +47,6 @@ LAYERS = [
     {"esp.core.shard", "esp.core.log.calls"},
     {
         "esp.core.advertise",
-        "esp.core.former",
         "esp.core.identity",
         "esp.core.moves",
         "esp.core.names",

@@ -1,4 +1,8 @@
-"""The clients of a config's shards for a command: connected as the proxy connects them, while a block runs."""
+"""The clients of a config's shards for a command: connected as the proxy connects them, while a block runs.
+
+If the config has the map of the shards, the clients compare its guards with each read and write of keys, as a proxy's
+do: a shard refuses a command that does not know of the newest map, and nothing is done.
+"""
 
 from __future__ import annotations
 
@@ -10,8 +14,8 @@ from time import monotonic
 from typing import Final
 
 from esp.core.background import Background
-from esp.core.config import Config
-from esp.core.shard import Shard
+from esp.core.config import Config, ShardConfig
+from esp.core.shard import GUARD_KEY, Guard, GuardedShard, Shard
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import Code, Status
@@ -36,7 +40,7 @@ async def connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
     context, files = WireContext(config.limits), TlsFiles()
     until = monotonic() + CONNECT_SECONDS
     async with Background() as background:
-        shards = [Shard.of(shard, context, background, files) for shard in config.shards]
+        shards = [client_of(config, shard, context, background, files) for shard in config.shards]
         for shard in shards:
             background.start(shard.run())
         background.keep("the shards' deadlines", partial(_tick, shards))
@@ -49,9 +53,22 @@ async def connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
         yield {shard.name: shard for shard in shards}
 
 
+def client_of(
+    config: Config, shard: ShardConfig, context: WireContext, background: Background, files: TlsFiles
+) -> Shard:
+    """The client of a shard of the config, for a command that reads or writes keys."""
+    if config.guards is None:
+        return Shard.of(shard, context, background, files)
+    guard = Guard(GUARD_KEY, config.guards[shard.name].encode())
+    return GuardedShard.of(shard, context, background, files, guard=guard, compares_own=True)
+
+
 @asynccontextmanager
 async def answering(config: Config) -> AsyncIterator[tuple[dict[str, Shard], dict[str, Status]]]:
-    """The shards that are connected, and why the others are not, by name; for as long as the block runs."""
+    """The shards that are connected, and why the others are not, by name; for as long as the block runs.
+
+    Their clients compare nothing.
+    """
     context, files = WireContext(config.limits), TlsFiles()
     until = monotonic() + CONNECT_SECONDS
     async with Background() as background:

@@ -65,6 +65,8 @@ NO_CONNECTION = Status(Code.UNAVAILABLE, "there is no connection available")
 # A shard has refused the comparison of its guard: nothing was done. Clients hear of it only if no newer map is found.
 MAP_CHANGED = Status(Code.UNAVAILABLE, "esp: the map of the shards has changed; nothing was done, send the call again")
 
+MAP_CHANGED_MEANWHILE = "the map of the shards has changed meanwhile"
+
 # The answer of gRPC's health service about a service other than "".
 UNKNOWN_SERVICE = Status(Code.NOT_FOUND, "unknown service")
 

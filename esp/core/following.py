@@ -6,6 +6,10 @@ what comes by a wrong map.
 
 The newest map counts, whichever shard tells it; no silent shard is waited for. An older map than the one in force is
 taken only if every shard tells, and none a newer one: all of them were restored.
+
+A change that the anchor has decided is prepared: connections are made by the guards of the map to come, so that the
+change is no longer than it must be. Between the moment in which a shard ceases to own keys and the one in which another
+begins to, the calls for them wait, and so do all calls for the other shard.
 """
 
 from __future__ import annotations
@@ -18,11 +22,25 @@ from functools import partial
 from typing import Final
 
 from esp.core.config import Config
+from esp.core.former import Former
 from esp.core.layout import Layout
 from esp.core.proxy import Proxy
 from esp.core.reload import MissingLeasesError, bring_leases
 from esp.core.shard import GuardedShard, Shard, is_unsafe
-from esp.core.shared_map import DisagreeError, Held, Next, SharedMap, is_auth_on, newest, read, served, watch
+from esp.core.shared_map import (
+    DisagreeError,
+    Held,
+    Next,
+    SharedMap,
+    former_of,
+    is_auth_on,
+    newest,
+    opening,
+    read,
+    served,
+    watch,
+)
+from esp.core.tls_paths import TlsFileError
 from esp.core.wire.status import RpcError, Status
 from esp.core.wording import shard_called
 
@@ -30,6 +48,8 @@ log = logging.getLogger("esp.map")
 
 LOOK_SECONDS: Final = 30.0
 """Seconds after which the map is read although nothing says that it has changed."""
+OPENING_SECONDS: Final = 0.2
+"""The same while a shard is about to own keys that another owns no more: calls wait for that."""
 PAUSE_SECONDS: Final = 0.05
 """Seconds between two looks."""
 ANSWER_SECONDS: Final = 2.0
@@ -53,7 +73,9 @@ class Following:
         self._proxy = proxy
         self._wanted = asyncio.Event()
         self._asked: set[str] = set()  # the shards that have refused calls since the last look
-        self._trouble = ""
+        self._trouble = self._anchor = ""
+        self._opening: frozenset[str] = frozenset()  # the shards that are about to get the guard of the map in force
+        self._prepared: tuple[SharedMap, Layout] | None = None
         self._watched: dict[Shard, asyncio.Task[None]] = {}
         proxy.look_for_map = self.want
 
@@ -69,7 +91,7 @@ class Following:
             while True:
                 self._watch()
                 with suppress(TimeoutError):
-                    async with asyncio.timeout(LOOK_SECONDS):
+                    async with asyncio.timeout(OPENING_SECONDS if self._opening else LOOK_SECONDS):
                         await self._wanted.wait()
                 self._wanted.clear()
                 await self._look()
@@ -100,21 +122,26 @@ class Following:
         if silent and len(silent) == len(found):
             self._tell(f"no shard tells it ({'; '.join(silent)})")
         rerouting = proxy.rerouting
+        self._opening = opening(self._guards, self._anchor, found)
         if rerouting is not None:
-            rerouting.looked(self._at_odds(found))
+            rerouting.looked(self._at_odds(found), self._opening)
 
     async def _read(self, shards: Iterable[Shard]) -> dict[str, Held | Status]:
         return await read([shard for shard in shards if shard.is_ready], ANSWER_SECONDS)
 
     def _at_odds(self, found: Mapping[str, Held | Status]) -> dict[str, str]:
-        """The shards that have another guard than the map in force says, and why, by name."""
-        guards = self._proxy.config.guards or {}
+        """The shards that have another guard than the map in force says, for no reason, and why, by name."""
+        guards = self._guards
         return {
             name: f"{shard_called(name)} does not hold the guard of the map of the shards (epoch {self._epoch}): data "
             "was lost there, or restored from a backup; esp map show tells more"
             for name, held in found.items()
-            if isinstance(held, Held) and held.guard != guards.get(name)
+            if isinstance(held, Held) and held.guard != guards.get(name) and name not in self._opening
         }
+
+    @property
+    def _guards(self) -> Mapping[str, str]:
+        return self._proxy.config.guards or {}
 
     @property
     def _epoch(self) -> int:
@@ -130,25 +157,52 @@ class Following:
         if told is None:
             return False
         self._tell("")
-        shared, proxy = told.map, self._proxy
-        if isinstance(found.get(shared.anchor), Held):  # no other shard knows of it
-            proxy.moves.unfinished = _unfinished(told.change)
+        self._anchor, self._opening = told.map.anchor, frozenset()
+        is_new = await self._put_in_force(told.map, found)
+        if isinstance(found.get(told.map.anchor), Held):  # no other shard knows of it
+            self._proxy.moves.unfinished = _unfinished(told.change)
+            await self._prepare(told.change)
+        return is_new
+
+    async def _put_in_force(self, shared: SharedMap, found: Mapping[str, Held | Status]) -> bool:
+        proxy = self._proxy
         if shared.epoch < self._epoch and not self._all_tell(found):
             return False
+        known = proxy.routing.layout.former
+        former = known.renewed(former_of(shared, found))
         if shared.map == proxy.config.shard_map and shared.guards == proxy.config.guards:
+            if former.came != known.came:
+                proxy.install(proxy.routing.layout, came=former)
             return False
         async with proxy.changes:
-            config = served(proxy.config, shared)
-            layout = proxy.layout_of(config)
-            await self._install(layout, config, shared)
+            config = served(proxy.config, shared, found)
+            await self._install(proxy.layout_of(config), config, shared, former)
+        if any(not one.is_known for one in former.came):
+            self.want()  # the shards that were not asked, or do not own the keys yet
         return True
 
-    async def _install(self, layout: Layout, config: Config, shared: SharedMap) -> None:
+    async def _prepare(self, change: Next | None) -> None:
+        """Begins the clients by the guards of the map to which a change leads; ends those of one that is given up."""
+        proxy = self._proxy
+        wanted = None if change is None or change.result.epoch <= self._epoch else change.result
+        before, self._prepared = self._prepared, None
+        if before is not None and before[0] == wanted:
+            self._prepared = before
+        elif wanted is not None:
+            with suppress(TlsFileError):  # told when the map is put in force
+                layout = proxy.layout_of(served(proxy.config, wanted))
+                self._prepared = wanted, layout
+                await proxy.running.prepare(layout, 0)
+        if before is not None and self._prepared is not before:
+            await proxy.running.forget(before[1], proxy.routing.layout)
+
+    async def _install(self, layout: Layout, config: Config, shared: SharedMap, former: Former) -> None:
         proxy = self._proxy
         before = proxy.routing.layout
         missing = await proxy.running.prepare(layout, CONNECT_SECONDS)
         change = shared.changes[-1]
-        proxy.install(layout, config, how=f"map of the shards, epoch {shared.epoch}, by {change.by}: {change.what}")
+        how = f"map of the shards, epoch {shared.epoch}, by {change.by}: {change.what}"
+        proxy.install(layout, config, former, how)
         added = [shard for name, shard in layout.shards.items() if name not in before.shards and shard.endpoints]
         if added:
             others = [shard for name, shard in layout.shards.items() if name in before.shards and shard.is_ready]

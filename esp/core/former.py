@@ -9,7 +9,7 @@ remains are other clients, if the new owner counts lower than the former one. Th
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 from esp.core.keys import KeyRange
@@ -20,6 +20,10 @@ FAR: Final = 1_000_000
 """No shard writes so many revisions between two looks of esp at it: a revision further ahead is not the shard's own."""
 
 
+UNKNOWN: Final = 1 << 51
+"""The revision at which a range came, as long as the new owner has not told it. No shard gets so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class Came:
     """A range that has come to a shard.
@@ -27,12 +31,21 @@ class Came:
     Attributes:
         range: the range.
         shard: the name of the new owner.
-        revision: a revision that the new owner had reached when the range came.
+        revision: a revision that the new owner had reached when the range came; UNKNOWN if it has not told.
+        cut: the last revision of the range on its former owner; 0 if that is not known. Then `revision` stands for it.
+        epoch: the epoch of the map of the shards with which it came; 0 if the map was that of a file.
     """
 
     range: KeyRange
     shard: str
     revision: int
+    cut: int = 0
+    epoch: int = 0
+
+    @property
+    def is_known(self) -> bool:
+        """Whether the new owner has told when the range came."""
+        return self.revision < UNKNOWN
 
 
 class Former:
@@ -62,24 +75,53 @@ class Former:
     @classmethod
     def of_dumps(cls, dumps: Iterable[Sequence[Sequence[Any]]]) -> Former:
         """What processes with the same moves have dumped; of each range the highest revision counts."""
-        highest: dict[tuple[KeyRange, str], int] = {}
-        for start, end, shard, revision in (one for dump in dumps for one in dump):
+        highest: dict[tuple[KeyRange, str], Came] = {}
+        for start, end, shard, revision, *more in (one for dump in dumps for one in dump):
             key_range = KeyRange(bytes.fromhex(start), None if end is None else bytes.fromhex(end))
-            highest[key_range, shard] = max(revision, highest.get((key_range, shard), 0))
-        return cls().after(Came(key_range, shard, revision) for (key_range, shard), revision in highest.items())
+            came = Came(key_range, shard, revision, *more)
+            known = highest.get((key_range, shard), came)
+            highest[key_range, shard] = max(came, known, key=lambda one: one.revision)
+        return cls().after(highest.values())
 
     def dump(self, most: int = MAX_MOVES) -> list[list[Any]]:
         """The ranges for another process; of more than `most`, one range for each shard around all of its own."""
         came = self.came if len(self.came) <= most else _around(self.came)
         return [
-            [one.range.start.hex(), None if one.range.end is None else one.range.end.hex(), one.shard, one.revision]
+            [
+                one.range.start.hex(),
+                None if one.range.end is None else one.range.end.hex(),
+                one.shard,
+                one.revision,
+                *([one.cut, one.epoch] if one.epoch else []),
+            ]
             for one in came
         ]
+
+    def renewed(self, told: Former) -> Former:
+        """The ranges of another one that is told anew, with what is known here of those that came with the same map."""
+        known = {(one.range, one.shard, one.epoch): one for one in self.came if one.is_known}
+        return Former(
+            tuple(known.get((one.range, one.shard, one.epoch), one) if not one.is_known else one for one in told.came)
+        )
 
     def floor(self, key_range: KeyRange, shard: str) -> int:
         """The lowest revision of a shard that means something for all keys of a range; 0 if all do."""
         return max(
             (one.revision for one in self.came if one.shard == shard and one.range.intersect(key_range) is not None),
+            default=0,
+        )
+
+    def last_before(self, key_range: KeyRange, shard: str) -> int:
+        """The highest revision that a client can have of keys of the range from before they came to a shard; 0 if none.
+
+        Numbers up to this one mean nothing where the shard compares them with its own.
+        """
+        return max(
+            (
+                one.cut or one.revision
+                for one in self.came
+                if one.shard == shard and one.range.intersect(key_range) is not None
+            ),
             default=0,
         )
 
@@ -109,6 +151,7 @@ def _around(came: Iterable[Came]) -> list[Came]:
             start = min(one.range.start, known.range.start)
             ends = (one.range.end, known.range.end)
             end = None if None in ends else max(end for end in ends if end is not None)
-            one = Came(KeyRange(start, end), one.shard, max(one.revision, known.revision))
+            cut = max(one.cut, known.cut) if one.cut and known.cut else 0
+            one = replace(one, range=KeyRange(start, end), revision=max(one.revision, known.revision), cut=cut)
         by_shard[one.shard] = one
     return list(by_shard.values())

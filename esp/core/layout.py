@@ -46,9 +46,9 @@ class Layout:
             undivided or Undivided(shard_map),
         )
 
-    def behind(self, before: Layout, came: Iterable[Came]) -> Layout:
-        """This layout as it is when it follows another, from which these ranges come."""
-        return replace(self, former=before.former.after(came))
+    def behind(self, before: Layout, came: Iterable[Came] | Former) -> Layout:
+        """This layout as it is when it follows another, from which these ranges come; or by a map that tells all."""
+        return replace(self, former=came if isinstance(came, Former) else before.former.after(came))
 
     @property
     def is_guarded(self) -> bool:

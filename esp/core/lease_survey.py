@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 from typing import Final
 
+from esp.core import errors
 from esp.core.background import all_of
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError, connected
-from esp.core.lease_sync import Copied, CopyTtl, call, copy, each, revoke, time_to_live
+from esp.core.lease_sync import CALL_SECONDS, Copied, CopyTtl, call, copy, each, revoke, time_to_live
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
+from esp.core.shared_map import DisagreeError, newest, read
 from esp.core.wire.status import RpcError
 
 Progress = Callable[[int, int], None]
@@ -142,13 +144,15 @@ async def revoke_orphans(
     """Revokes leases that live on one shard only, and so deletes their keys. Asks the other shards again before each.
 
     Raises:
-        UnreachableError: a shard cannot be connected to.
+        UnreachableError: a shard cannot be connected to; or the map of the shards has changed, so that there may be
+            others. What is done is done.
     """
     actions: list[Action] = []
     async with connected(config) as shards:
 
         async def prune(view: LeaseView) -> None:
             assert view.only_on is not None
+            await _must_stand(config, shards)
             orphaned = shards[view.only_on]
             try:
                 others = await all_of([time_to_live(s, view.id) for s in shards.values() if s is not orphaned])
@@ -219,6 +223,19 @@ class _Survey:
 
     async def _lists(self) -> dict[str, set[int]]:
         return dict(zip(self._shards, await all_of(map(_leases, self._shards.values())), strict=True))
+
+
+async def _must_stand(config: Config, shards: Mapping[str, Shard]) -> None:
+    """Raises UnreachableError: the shards hold another map than the one of the config, if that is one of the shards."""
+    if config.guards is None:
+        return
+    found = await read(shards.values(), CALL_SECONDS)
+    try:
+        told = newest(found)
+    except DisagreeError as error:
+        raise UnreachableError(str(error)) from None
+    if told is None or told.map.guards != config.guards:
+        raise UnreachableError(f"{errors.MAP_CHANGED_MEANWHILE}; what is done is done: run the command again")
 
 
 async def _leases(shard: Shard) -> set[int]:

@@ -133,7 +133,10 @@ class Proxy:
         self.traces = None if config.traces is None else Traces.of(config.traces, self.context)
         if self.traces is not None:
             self.calls.listen(self.traces.ended, inf)
-        layout = replace(self.running.layout_of(config), former=former or Former())
+        former = former or Former()
+        if config.guards is not None:
+            former = former.renewed(config.former)
+        layout = replace(self.running.layout_of(config), former=former)
         protects = config.across_shards.protects_kubernetes
         apiservers = ApiServers(layout, config.apiserver_roots, protects=protects, compact_key=config.compact_key)
         self.routing = Routing(layout, Tokens(self.context), apiservers, self._refusing(config))
@@ -197,11 +200,13 @@ class Proxy:
         """
         return self.running.layout_of(config, self.routing.layout)
 
-    def install(self, layout: Layout, config: Config | None = None, came: Iterable[Came] = (), how: str = "") -> None:
+    def install(
+        self, layout: Layout, config: Config | None = None, came: Iterable[Came] | Former = (), how: str = ""
+    ) -> None:
         """Puts another layout in force, at once, for every request that comes from now on.
 
         With the `config` of the layout, its other fields are put in force as well, without those of `reload.FIXED`.
-        `how` tells people by what the layout came.
+        `came` are the ranges that come with this layout, or all that have moved. `how` tells people by what it came.
 
         Calls in flight finish with the handlers, the map and the shard clients that they began with. The clients of
         shards that have left end when these calls have ended, or `drain_seconds` later. A watch stream ends if its keys

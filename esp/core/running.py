@@ -14,11 +14,11 @@ from typing import Final
 from esp.core.background import Background
 from esp.core.config import Config, ShardConfig
 from esp.core.layout import Layout
-from esp.core.shard import GUARD_KEY, Guard, GuardedShard, Outdated, Shard
+from esp.core.shard import GUARD_KEY, Guard, GuardedShard, Outdated, Shard, nobody
 from esp.core.tls_files import TlsFiles
 from esp.core.undivided import Undivided
 from esp.core.wire.context import WireContext
-from esp.core.wire.server_stream import ServerCall, ServerStream
+from esp.core.wire.server_stream import ServerStream
 from esp.core.wire.transport import TICK_SECONDS
 from esp.core.wording import shard_called
 
@@ -26,11 +26,6 @@ TICKED_AT_ONCE: Final = 32
 """Shards that are ticked in one step of the loop."""
 GIVE_UP_SECONDS: Final = 5.0
 """The longest that the end of the process waits for `gave_up`."""
-
-
-def _nobody(shard: Shard, stream: ServerCall, message: bytes) -> None:
-    """No shard refuses calls so."""
-    raise NotImplementedError
 
 
 class Running:
@@ -49,7 +44,7 @@ class Running:
         context: WireContext,
         background: Background,
         tls_files: TlsFiles,
-        outdated: Outdated = _nobody,
+        outdated: Outdated = nobody,
     ) -> None:
         self._outdated = outdated
         self._context = context
@@ -66,8 +61,9 @@ class Running:
     def layout_of(self, config: Config, before: Layout | None = None) -> Layout:
         """The layout that follows `before`: the shard map of `config`, and its shards.
 
-        A shard with the name, user, TLS and guard of a shard of `before`, and at least one of its endpoints, keeps that
-        shard's client. The layout has to be given to `install` or to `forget`. A map of the shards keeps its epoch.
+        A shard with the name, user, TLS and guard of a shard of `before`, or of another layout that is prepared, and at
+        least one of its endpoints, keeps that shard's client. The layout has to be given to `install` or to `forget`.
+        A map of the shards keeps its epoch.
 
         Raises:
             TlsFileError: a certificate of a shard cannot be used.
@@ -75,10 +71,13 @@ class Running:
         kept = {} if before is None else before.shards
         shards, new = [], []
         for shard in config.shards:
-            client = kept.get(shard.name)
             guard = None if config.guards is None else Guard(GUARD_KEY, config.guards[shard.name].encode())
-            if client is None or not client.may_become(shard) or client.guard != guard:
+            known = [kept[shard.name]] if shard.name in kept else []
+            known += [client for client in self._next if client.name == shard.name]
+            client = next((each for each in known if each.may_become(shard) and each.guard == guard), None)
+            if client is None:
                 client = self._client(shard, guard)
+            if client is not kept.get(shard.name):
                 new.append(client)
             shards.append(client)
         self._next.update(new)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from esp.core.former import FAR, MAX_MOVES, Came, Former
+from esp.core.former import FAR, MAX_MOVES, UNKNOWN, Came, Former
 from esp.core.keys import KeyRange
 
 
@@ -58,3 +58,25 @@ def test_another_process_has_the_moves_of_all_with_the_highest_revision() -> Non
     whole = Former.of_dumps([one.dump(), other.dump()])
     assert whole.came == (Came(keys(b"m", b"t"), "c", 100), Came(keys(b"x", None), "c", 9))
     assert not Former.of_dumps([Former().dump()])
+
+
+def test_the_last_revision_before_is_the_cut_and_else_the_one_of_the_new_owner() -> None:
+    former = Former().after([Came(keys(b"m", b"t"), "c", 100, 60, 2), Came(keys(b"x", None), "c", 7)])
+    assert former.last_before(keys(b"n", b"o"), "c") == 60
+    assert former.last_before(keys(b"y", b"z"), "c") == 7
+    assert former.last_before(keys(b"a", None), "c") == 60
+    assert former.last_before(keys(b"n", b"o"), "b") == former.last_before(keys(b"a", b"b"), "c") == 0
+    assert Former.of_dumps([former.dump()]).came == former.came
+
+
+def test_what_was_known_of_a_move_stays_known_when_its_shard_does_not_tell() -> None:
+    known = Former((Came(keys(b"m", b"t"), "c", 100, 60, 2), Came(keys(b"m", b"t"), "b", 300, 200, 3)))
+    told = Former(
+        (
+            Came(keys(b"m", b"t"), "c", UNKNOWN, 0, 4),  # the same range, at the same shard, by a later move
+            Came(keys(b"m", b"t"), "b", UNKNOWN, 0, 3),
+        )
+    )
+    assert known.renewed(told).came == (told.came[0], known.came[1])
+    assert known.renewed(known).came == known.came
+    assert known.renewed(told).is_stale(keys(b"n", b"o"), "c", 10**12, 10**12), "nobody knows yet"

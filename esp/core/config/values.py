@@ -12,6 +12,7 @@ from esp.core.config.control import Control
 from esp.core.config.listen import Listen
 from esp.core.config.log import LogConfig
 from esp.core.config.shards import ShardConfig
+from esp.core.former import Former
 from esp.core.keys import KeyRange
 from esp.core.kubernetes import COMPACT_KEY, assumed_roots
 from esp.core.namespace import Namespace
@@ -29,8 +30,8 @@ class Config:
     """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file.
 
     If the shards hold the map and the file has no ranges, `shard_map` has epoch 0 and means nothing, until the map of
-    the shards is in its place (`shared_map.served`). Then `guards` are those of the shards, by name, and `spare` are
-    shards of the file that the map does not name.
+    the shards is in its place (`shared_map.served`). Then `guards` are those of the shards, by name, `former` has the
+    ranges that have moved, and `spare` are shards of the file that the map does not name.
     All keys are those of the shards, with the prefix of the namespace.
     """
 
@@ -53,6 +54,7 @@ class Config:
     limits: Limits
     map: Literal["file", "shards"] = "file"
     guards: Mapping[str, str] | None = None
+    former: Former = field(default_factory=Former)
     spare: tuple[ShardConfig, ...] = ()
     whole: tuple[KeyRange, ...] = ()  # no boundary divides these
     namespace: Namespace | None = None

@@ -25,6 +25,8 @@ Answer = TypeVar("Answer", bound=Message)
 
 def may_pass(status: Status) -> bool:
     """Whether a shard may answer later that answers now with `status`; the call may have been served."""
+    if status == errors.MAP_CHANGED:
+        return False
     return status.code in (Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED) or status.message in _PASSING
 
 
@@ -51,6 +53,8 @@ async def read(
 
 def told(shard: Shard, status: Status) -> str:
     """The error of a shard, for people."""
+    if status == errors.MAP_CHANGED:
+        return f"{errors.MAP_CHANGED_MEANWHILE}, and {shard_called(shard.name)} has refused what goes by the one before"
     cure = ""
     if status == errors.PERMISSION_DENIED or status in errors.STALE_TOKEN:
         cure = "; name a user who may read and write all of these keys (auth in the config, or --user)"

@@ -8,7 +8,8 @@ from contextlib import asynccontextmanager
 from typing import Final
 
 from esp.core.background import Background
-from esp.core.config import Config
+from esp.core.config import Config, ShardConfig
+from esp.core.connected_shards import client_of
 from esp.core.shard import Shard
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
@@ -17,13 +18,23 @@ POLL_SECONDS: Final = 0.01
 
 
 @asynccontextmanager
-async def connecting(config: Config, context: WireContext, files: TlsFiles) -> AsyncIterator[dict[str, Shard]]:
-    """The shards by name, which are connected as soon as that goes, for as long as the block runs."""
+async def connecting(
+    config: Config, context: WireContext, files: TlsFiles, *, compares: bool = False
+) -> AsyncIterator[dict[str, Shard]]:
+    """The shards by name, which are connected as soon as that goes, for as long as the block runs.
+
+    With `compares` each read and write of keys is refused, and nothing done, if the map of the shards has changed.
+    """
+    client = client_of if compares else _plain
     async with Background() as background:
-        shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
+        shards = {shard.name: client(config, shard, context, background, files) for shard in config.shards}
         for shard in shards.values():
             background.start(shard.run())
         yield shards
+
+
+def _plain(_: Config, shard: ShardConfig, context: WireContext, background: Background, files: TlsFiles) -> Shard:
+    return Shard.of(shard, context, background, files)
 
 
 async def settled(shard: Shard) -> None:

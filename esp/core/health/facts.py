@@ -139,12 +139,17 @@ class ShardHealth:
 
 @dataclass(frozen=True, slots=True)
 class Stray:
-    """The stray keys of one range: their number, the shard that owns the range, and the first few of them."""
+    """The stray keys of one range: their number, the shard that owns the range, and the first few of them.
+
+    Attributes:
+        is_left: the range has come to its owner from another shard (`esp move`), which may have left the keys.
+    """
 
     range: KeyRange
     owner: str
     count: int
     samples: tuple[bytes, ...] = ()
+    is_left: bool = False
 
 
 @dataclass(frozen=True, slots=True)

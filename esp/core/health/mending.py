@@ -25,7 +25,7 @@ from esp.core.keys import KeyRange
 from esp.core.lease_sync import each
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import RANGE, TXN, Method, Shard, ask_for_esp
-from esp.core.shared_map import HELD_KEYS
+from esp.core.shared_map import COPIES_KEY, HELD_KEYS
 from esp.core.tls_files import TlsFiles
 from esp.core.wire.context import WireContext
 from esp.core.wire.status import RpcError
@@ -73,11 +73,16 @@ class Fate(StrEnum):
     """Kept: the owner lacks the lease of the key."""
     CHANGED = "changed"
     """Kept: the key was written meanwhile, where it strayed."""
+    LEFT = "left"
+    """Kept: a move of the range has left the key. Its owner got it then, and may have deleted it since."""
     GONE = "gone"
     """Deleted meanwhile."""
 
 
-KEPT: Final = (Fate.LIVE, Fate.NO_LEASE, Fate.CHANGED)
+_NO_COPIES: Final = rpc_pb2.Compare(
+    key=COPIES_KEY, target=rpc_pb2.Compare.CREATE, result=rpc_pb2.Compare.EQUAL, create_revision=0
+)
+KEPT: Final = (Fate.LIVE, Fate.NO_LEASE, Fate.CHANGED, Fate.LEFT)
 """The fates of keys that are still stray."""
 
 
@@ -117,8 +122,8 @@ async def mend(
         MendError: a shard cannot be asked, or fails; or two shards are one cluster; or `unchanged` has raised one. What
             is done stays done.
     """
-    async with connecting(config, WireContext(config.limits), TlsFiles()) as clients:
-        shards = {name: _Guarded(shard) for name, shard in clients.items()}
+    async with connecting(config, WireContext(config.limits), TlsFiles(), compares=True) as clients:
+        shards = {name: _Guarded(shard, is_mapped=config.guards is not None) for name, shard in clients.items()}
         for name, shard in shards.items():
             if trouble := await trouble_of(shard.client, CONNECT_SECONDS):
                 raise MendError(f"{shard_called(name)} cannot be asked: {cured(trouble)}")
@@ -146,7 +151,8 @@ async def mend(
             if apply:
                 await unchanged()
         except RpcError as error:
-            raise MendError(f"{error.status.message}; what is done is done: run the command again") from None
+            text = errors.MAP_CHANGED_MEANWHILE if error.status == errors.MAP_CHANGED else error.status.message
+            raise MendError(f"{text}; what is done is done: run the command again") from None
     return work
 
 
@@ -166,10 +172,16 @@ def _refuse_one_cluster(ids: Mapping[str, int]) -> None:
 
 
 class _Guarded:
-    """A shard whose answers must all be of the cluster that gave the first."""
+    """A shard whose answers must all be of the cluster that gave the first.
 
-    def __init__(self, client: Shard) -> None:
+    Args:
+        client: its client.
+        is_mapped: it holds a map, so keys may be copied to it at any time; then nothing is written there.
+    """
+
+    def __init__(self, client: Shard, *, is_mapped: bool) -> None:
         self.client = client
+        self._is_mapped = is_mapped
         self._cluster = 0
         self._most_ops = client.max_txn_ops  # as far as is known: fewer, once the shard has refused so many
 
@@ -203,10 +215,17 @@ class _Guarded:
         """
 
         async def ask(some: Sequence[rpc_pb2.TxnRequest]) -> list[rpc_pb2.TxnResponse]:
-            if len(some) == 1:  # not in another one: --max-txn-ops counts both
+            if len(some) == 1 and not self._is_mapped:  # not in another one: --max-txn-ops counts both
                 return [await self.ask(TXN, some[0])]
             request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_txn=op) for op in some])
+            if self._is_mapped:
+                request.compare.append(_NO_COPIES)
             answer = await self.ask(TXN, request)
+            if not answer.succeeded:
+                raise MendError(
+                    f"keys are being copied to {shard_called(self.client.name)} by esp move; what is done is done: run "
+                    "the command again when that has ended"
+                )
             return [response.response_txn for response in answer.responses]
 
         return await self._in_parts(ops, ask)
@@ -275,6 +294,7 @@ class _Mending:
         self._owner = owner
         self._how = how
         self._mended = mended
+        self._is_left = mended.stray.is_left and how is How.MOVE
         self._step = step
 
     async def look(self) -> None:
@@ -284,9 +304,9 @@ class _Mending:
             RpcError, MendError: as `run`.
         """
         async for page in self._here.pages(self._mended.stray.range):
-            live = await self._live(page) if self._how is How.MOVE else set()
+            live = await self._live(page) if self._how is How.MOVE and not self._is_left else set()
             for kv in page:
-                moved = Fate.LIVE if kv.key in live else Fate.MOVED
+                moved = Fate.LEFT if self._is_left else Fate.LIVE if kv.key in live else Fate.MOVED
                 self._step(self._mended, kv.key, moved if self._how is How.MOVE else Fate.DELETED)
 
     async def _live(self, page: list[kv_pb2.KeyValue]) -> set[bytes]:
@@ -303,7 +323,9 @@ class _Mending:
         """
 
         async def work(keys: list[kv_pb2.KeyValue]) -> None:
-            if self._how is How.DELETE:
+            if self._is_left:
+                fates = dict.fromkeys((kv.key for kv in keys), Fate.LEFT)
+            elif self._how is How.DELETE:
                 fates = await self._delete({kv.key: kv.mod_revision for kv in keys})
             else:
                 fates = await self._move([kv.key for kv in keys])

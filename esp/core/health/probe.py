@@ -23,10 +23,11 @@ from esp.core.health.lag import judge_lag
 from esp.core.health.leases import Lists, differing, judge_leases
 from esp.core.health.members import judge_members, look_for, missing_of
 from esp.core.health.proxies import Proxies, ask_proxies, judge_proxies
-from esp.core.health.shared import judge_shared_map
+from esp.core.health.shared import judge_shared_map, moving_in
 from esp.core.health.space import judge_space
 from esp.core.health.strays import count_keys, judge_keys
 from esp.core.health.versions import judge_versions
+from esp.core.keys import KeyRange
 from esp.core.kubernetes import cuts
 from esp.core.server_certificates import ServerCertificates
 from esp.core.shard import Shard
@@ -89,7 +90,7 @@ async def examine(
     health = with_findings(health, *judge_leases(told[2]))
     health = with_findings(health, *judge_shared_map(config, told[3]))
     if keys:
-        counts = await _keys(config, context, files, seconds)
+        counts = await _keys(config, context, files, seconds, moving_in(told[3]))
         health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
     if proxies is not None:
         found_proxies = await ask_proxies(config, health.shards, proxies)
@@ -176,13 +177,15 @@ async def _roots_at_work(config: Config, context: WireContext, files: TlsFiles, 
             return []
 
 
-async def _keys(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, ShardKeys]:
+async def _keys(
+    config: Config, context: WireContext, files: TlsFiles, seconds: float, moving: KeyRange | None
+) -> dict[str, ShardKeys]:
     """The keys of each shard, by name; each shard may take `seconds` to be connected."""
 
     async def count(shard: Shard) -> ShardKeys:
         if trouble := await trouble_of(shard, seconds):
             return ShardKeys(refusal=trouble)
-        return await count_keys(config, shard)
+        return await count_keys(config, shard, moving)
 
     async with connecting(config, context, files) as shards:
         return dict(zip(shards, await all_of(map(count, shards.values())), strict=True))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from esp.core.config import Config
 from esp.core.health.facts import Finding, Kind
+from esp.core.keys import KeyRange
 from esp.core.shared_map import DisagreeError, Held, newest
 from esp.core.wire.status import Status
 
@@ -36,3 +37,9 @@ def judge_shared_map(config: Config, held: Mapping[str, Held | Status]) -> tuple
         text = f"the map on the shards, of epoch {told.map.epoch}, is {theirs}, and that of the config is {mine}"
         notes.append(Finding(Kind.MAP, (), None, text))
     return problems, notes
+
+
+def moving_in(held: Mapping[str, Held | Status]) -> KeyRange | None:
+    """The range that is being moved by what the shards tell; None if there is none."""
+    changes = [one.next for one in held.values() if isinstance(one, Held) and one.next is not None]
+    return next((change.move.range for change in changes if change.move is not None), None)

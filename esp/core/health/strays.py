@@ -1,7 +1,8 @@
 """Stray keys: keys that a shard holds and another shard owns. No client sees them, and a moved boundary revives them.
 
 Each shard is asked for the number of keys between its own ranges, with count-only reads. With a namespace only its keys
-count: the others are not esp's. Keys under which shards hold the map (`esp map`) do not count.
+count: the others are not esp's. Keys under which shards hold the map (`esp map`) do not count, nor do those of a range
+that is being moved (`esp move`): its target has copies.
 """
 
 from __future__ import annotations
@@ -53,19 +54,30 @@ def gaps_of(shard_map: ShardMap, shard: str, scope: KeyRange) -> list[list[Segme
     return gaps
 
 
-async def count_keys(config: Config, shard: Shard) -> ShardKeys:
-    """Counts the keys that a shard holds: its own, and strays. Raises nothing: a failure is in the answer."""
+async def count_keys(config: Config, shard: Shard, moving: KeyRange | None = None) -> ShardKeys:
+    """Counts the keys that a shard holds: its own, and strays. Raises nothing: a failure is in the answer.
+
+    `moving` is a range that is being moved.
+    """
     scope = scope_of(config)
     owned = [segment.range for segment in config.shard_map.split(scope) if segment.shard == shard.name]
     gaps = gaps_of(config.shard_map, shard.name, scope)
     try:
         number = sum(await _counts(shard, owned))
         whole = await _counts(shard, [KeyRange(gap[0].range.start, gap[-1].range.end) for gap in gaps])
-        suspects = [segment for gap, found in zip(gaps, whole, strict=True) if found for segment in gap]
+        suspects = [
+            part
+            for gap, found in zip(gaps, whole, strict=True)
+            if found
+            for segment in gap
+            for part in _parts(config, segment, moving)
+        ]
         counts = await _counts(shard, [segment.range for segment in suspects])
         strays = tuple(
             [
-                Stray(segment.range, segment.shard, count, await _samples(shard, segment.range))
+                Stray(
+                    segment.range, segment.shard, count, await _samples(shard, segment.range), _is_left(config, segment)
+                )
                 for segment, count in zip(suspects, counts, strict=True)
                 if count
             ]
@@ -73,6 +85,24 @@ async def count_keys(config: Config, shard: Shard) -> ShardKeys:
     except RpcError as error:
         return ShardKeys(refusal=error.status.message)
     return ShardKeys(number, strays)
+
+
+def _parts(config: Config, segment: Segment, moving: KeyRange | None) -> list[Segment]:
+    """The parts of a segment that are not being moved: those that have come to its shard, and the others."""
+    rest = [segment.range] if moving is None else segment.range.without(moving)
+    parts: list[KeyRange] = []
+    for one in config.former.came:
+        if one.shard == segment.shard:
+            parts += [part for left in rest if (part := left.intersect(one.range)) is not None]
+            rest = [part for left in rest for part in left.without(one.range)]
+    return [Segment(segment.shard, part) for part in sorted([*parts, *rest], key=lambda part: part.start)]
+
+
+def _is_left(config: Config, segment: Segment) -> bool:
+    """Whether a segment has come to its shard from another, which may have left keys."""
+    return any(
+        one.shard == segment.shard and one.range.intersect(segment.range) is not None for one in config.former.came
+    )
 
 
 async def _counts(shard: Shard, ranges: Iterable[KeyRange]) -> list[int]:
@@ -115,9 +145,12 @@ def _stray(stray: Stray) -> str:
     shown = ", ".join(f'"{_short(key)}"' for key in stray.samples)
     more = ", ..." if len(stray.samples) < stray.count else ""
     keys = "1 stray key" if stray.count == 1 else f"{stray.count} stray keys"
+    cure = "esp check --fix-strays moves or deletes them"
+    if stray.is_left:
+        cure = "a move has left them; esp check --fix-strays delete deletes them"
     return (
         f"holds {keys} in {format_range(stray.range)}, which {shard_called(stray.owner)} owns: {shown}{more}; "
-        "no client sees them there; esp check --fix-strays moves or deletes them"
+        f"no client sees them there; {cure}"
     )
 
 

@@ -41,7 +41,7 @@ LIVE: Final = frozenset(
     )
 )
 """The fields of a config, beside `shards` and `limits`, that change while esp runs. All others need a restart."""
-_APART: Final = frozenset(("path", "shards", "shard_map", "guards", "spare", "limits", "log", "whole"))
+_APART: Final = frozenset(("path", "shards", "shard_map", "guards", "former", "spare", "limits", "log", "whole"))
 """The fields that are compared by themselves, or (`path`, `whole`) mean nothing to a running proxy."""
 
 

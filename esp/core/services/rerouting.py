@@ -6,7 +6,7 @@ Nothing was done for them. A call waits for WAIT_SECONDS at most, and is then re
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from time import monotonic
 from typing import Final
 
@@ -54,7 +54,8 @@ class Rerouting:
             return
         now = monotonic()
         since = self._since.setdefault(stream, now)
-        if not message or stream.responded or now - stream.opened > CALL_SECONDS or now - since > WAIT_SECONDS:
+        is_lost = not message or stream.responded or stream.translated  # into revisions of the shard that has refused
+        if is_lost or now - stream.opened > CALL_SECONDS or now - since > WAIT_SECONDS:
             self._refuse(stream, errors.MAP_CHANGED)
             return
         if not stream.hold(len(message)):
@@ -73,14 +74,19 @@ class Rerouting:
         for waiting in list(self._waiting):
             self._begin(waiting)
 
-    def looked(self, at_odds: Mapping[str, str]) -> None:
-        """The shards tell no newer map; `at_odds` are those that have another guard than it says, and why, by name."""
+    def looked(self, at_odds: Mapping[str, str], opening: Collection[str] = ()) -> None:
+        """The shards tell no newer map.
+
+        Args:
+            at_odds: the shards that have another guard than it says, and why, by name.
+            opening: the shards that are about to get the guard of the map in force; their calls wait on.
+        """
         for waiting in list(self._waiting):
             name = "" if waiting.shard is None else waiting.shard.name
             if name in at_odds:
                 waiting.release()
                 self._refuse(waiting.stream, Status(Code.UNAVAILABLE, f"esp: {at_odds[name]}; nothing was done"))
-            else:  # the comparison may hold by now
+            elif name not in opening:  # the comparison may hold by now
                 self._begin(waiting)
 
     def tick(self, now: float) -> None:

@@ -40,7 +40,7 @@ from esp.core.shard.dialler import reason_of
 from esp.core.shard.endpoint_state import Connectivity, EndpointState
 from esp.core.shard.fate import outcome
 from esp.core.shard.guarded import Compared
-from esp.core.shard.guarded_shard import GuardedShard, Outdated, check_guard, is_unsafe, too_old
+from esp.core.shard.guarded_shard import GuardedShard, Outdated, check_guard, is_unsafe, nobody, too_old
 from esp.core.shard.lookup import Lookups, UnknownNameError, is_address
 from esp.core.shard.member import STATUS_PATH, is_probe
 from esp.core.shard.secured import Secured
@@ -129,6 +129,7 @@ __all__ = [
     "is_address",
     "is_probe",
     "is_unsafe",
+    "nobody",
     "outcome",
     "reason_of",
     "too_old",

@@ -4,7 +4,8 @@ This is the one place where the comparison is made (docs/decisions/2026-11-30-on
 its connections, so none leaves without; a call whose answer could not be cut out fails here, before it is sent. If the
 shard refuses the comparison, the call is told MAP_CHANGED as if the shard had answered so: nothing was done.
 
-esp's own calls (`OWN`) compare nothing: they read the map itself.
+A proxy's own calls (`OWN`) compare nothing: they read the map itself. Commands that read or write keys by a map compare
+in theirs.
 """
 
 from __future__ import annotations
@@ -44,19 +45,23 @@ class GuardedConnection(ClientConnection):
     Args:
         guard: the guard, by the map by which calls come here.
         shard: the name of the shard.
+        free: the metadata of calls that compare nothing; None if each call compares.
     """
 
-    __slots__ = ("guard", "shard")
+    __slots__ = ("free", "guard", "shard")
 
-    def __init__(self, context: WireContext, authority: str, guard: Guard, shard: str) -> None:
+    def __init__(
+        self, context: WireContext, authority: str, guard: Guard, shard: str, free: bytes | None = OWN
+    ) -> None:
         super().__init__(context, authority)
         self.guard = guard
         self.shard = shard
+        self.free = free
 
     def call(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes | None, *, end: bool) -> None:
         """As `ClientConnection.call`."""
         kind = KINDS.get(forward[0])
-        if kind is not None and forward[1] is not OWN:
+        if kind is not None and forward[1] is not self.free:
             assert data is not None, "it has one message"
             data = self._compared(stream, kind, data)
             forward = TXN, forward[1]
@@ -65,7 +70,7 @@ class GuardedConnection(ClientConnection):
     def call_whole(self, stream: ClientStream, forward: Forward, timeout: bytes, data: bytes) -> None:
         """As `ClientConnection.call_whole`."""
         kind = KINDS.get(forward[0])
-        if kind is not None and forward[1] is not OWN:
+        if kind is not None and forward[1] is not self.free:
             # `_compared`, spelled out: this runs once per request.
             assert isinstance(stream, Compared), "its answer could not be cut out"
             if stream.only_reads:

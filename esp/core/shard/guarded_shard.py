@@ -43,6 +43,11 @@ Outdated = Callable[[Shard, ServerCall, bytes], None]
 """Takes over a client's call that a shard has refused by its guard; the message is b"" if it was not kept."""
 
 
+def nobody(shard: Shard, stream: ServerCall, message: bytes) -> None:
+    """No client's call is refused so."""
+    raise NotImplementedError
+
+
 class GuardedShard(Shard):
     """The client of a shard by one value of its guard.
 
@@ -52,6 +57,7 @@ class GuardedShard(Shard):
     Args:
         guard: the guard.
         outdated: takes over the clients' calls that the shard has refused.
+        compares_own: whether esp's own calls for keys are compared, too.
     """
 
     def __init__(
@@ -65,8 +71,10 @@ class GuardedShard(Shard):
         *,
         guard: Guard,
         outdated: Outdated,
+        compares_own: bool = False,
     ) -> None:
         self.guard: Guard = guard
+        self._free = None if compares_own else OWN
         self._outdated = outdated
         self._has_auth = False
         super().__init__(name, endpoints, context, background, user, secured)
@@ -97,16 +105,25 @@ class GuardedShard(Shard):
         files: TlsFiles,
         *,
         guard: Guard,
-        outdated: Outdated,
+        outdated: Outdated = nobody,
+        compares_own: bool = False,
     ) -> Self:
         """As `Shard.of`."""
         secured = Secured.of(shard.name, shard.tls, files)
         return cls(
-            shard.name, shard.endpoints, context, background, shard.user, secured, guard=guard, outdated=outdated
+            shard.name,
+            shard.endpoints,
+            context,
+            background,
+            shard.user,
+            secured,
+            guard=guard,
+            outdated=outdated,
+            compares_own=compares_own,
         )
 
     def _new_connection(self, context: WireContext, authority: str) -> ClientConnection:
-        return GuardedConnection(context, authority, self.guard, self.name)
+        return GuardedConnection(context, authority, self.guard, self.name, self._free)
 
     def splice(self, down: ServerCall, message: bytes) -> None:
         """As `Shard.splice`."""
@@ -179,11 +196,11 @@ class GuardedShard(Shard):
 
     def message_call(self, forward: Forward) -> type[MessageCall[Any]]:
         """The class of a call of a coroutine."""
-        return ComparedMessage if forward[0] in KINDS and forward[1] is not OWN else MessageCall
+        return ComparedMessage if forward[0] in KINDS and forward[1] is not self._free else MessageCall
 
     def together_call(self, forward: Forward) -> type[TogetherCall[Any]]:
         """The class of one of several calls of a coroutine."""
-        return ComparedTogether if forward[0] in KINDS and forward[1] is not OWN else TogetherCall
+        return ComparedTogether if forward[0] in KINDS and forward[1] is not self._free else TogetherCall
 
     def on_status(self, call: SplicedCall, status: Status) -> bool:
         """Takes the error of a call. A call that was refused by the guard goes to whoever sends it by another map."""

@@ -18,8 +18,8 @@ from esp.core.shared_map.access import grant, is_auth_on, roles_without
 from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
 from esp.core.shared_map.moved import MAX_MOVES, Moved, without_history
 from esp.core.shared_map.moving import COPIES_KEY, MAX_PAUSE, Move, Phase, given_back, moved_to
-from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, moves_of, newest, read
-from esp.core.shared_map.serving import NoMapError, first_map, served, served_as
+from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, moves_of, newest, opening, read
+from esp.core.shared_map.serving import NoMapError, first_map, former_of, served, served_as
 from esp.core.shared_map.value import (
     HELD_KEYS,
     MAP_KEY,
@@ -71,6 +71,7 @@ __all__ = [
     "first",
     "first_map",
     "foreign_keys",
+    "former_of",
     "given_back",
     "go_over",
     "grant",
@@ -78,6 +79,7 @@ __all__ = [
     "moved_to",
     "moves_of",
     "newest",
+    "opening",
     "read",
     "roles_without",
     "served",

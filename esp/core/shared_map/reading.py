@@ -131,6 +131,28 @@ class Told:
     silent: Mapping[str, str]
 
 
+def opening(guards: Mapping[str, str], anchor: str, found: Mapping[str, Held | Status]) -> frozenset[str]:
+    """The shards that are about to get the guards of the map in force: the change that has made it goes on.
+
+    If the anchor does not tell, each shard that holds another guard may be one of them.
+
+    Args:
+        guards: those of the map in force, by the shards' names.
+        anchor: the anchor's name.
+        found: what the shards hold.
+    """
+    others = {
+        name: held.guard for name, held in found.items() if isinstance(held, Held) and held.guard != guards.get(name)
+    }
+    decides = found.get(anchor)
+    if not isinstance(decides, Held):
+        return frozenset(others)
+    change = decides.next
+    if change is None or guards not in (change.after.guards, change.result.guards):
+        return frozenset()
+    return frozenset(name for name, guard in others.items() if guard in change.guards_of(name))
+
+
 def newest(told: Mapping[str, Held | Status]) -> Told | None:
     """The map in force by what the shards tell; None if none of them tells a map.
 

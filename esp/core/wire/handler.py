@@ -126,6 +126,15 @@ class ServerCall:
         raise NotImplementedError
 
     @property
+    def translated(self) -> bool:
+        """The request was sent upstream with other revisions than the client's, which only that server understands."""
+        raise NotImplementedError
+
+    @translated.setter
+    def translated(self, translated: bool) -> None:
+        raise NotImplementedError
+
+    @property
     def local_open(self) -> bool:
         """Whether the handler may still send."""
         raise NotImplementedError

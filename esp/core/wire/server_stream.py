@@ -60,6 +60,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         opened: the `monotonic` time at which the call came.
         fresh: no byte of the request's one message has come yet.
         retried: the request was sent upstream a second time.
+        translated: the request was sent upstream with other revisions than the client's.
         told: the observer has been told of the call's end.
         taken: the request's one message is served, though the request may go on.
         account: the memory that the call holds; None before the call holds any.
@@ -74,6 +75,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
     sink: Sink | None
     responded: bool
     retried: bool
+    translated: bool
 
     __slots__ = (
         "_body_size",
@@ -90,6 +92,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         "timeout",
         "told",
         "trace",
+        "translated",
     )
 
     def __init__(
@@ -112,6 +115,7 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
         self.sink = None
         self.responded = False
         self.retried = False
+        self.translated = False
         self.taken = False
         self.told = False
         self.fresh = head.unary

@@ -174,8 +174,9 @@ class _Ranges(Routed):
         if sole is not None:
             if not request.range_end:
                 self.undivided.owner(request.key)
-            translate_filters(self.routing.tokens, request, sole)
+            has_tokens = translate_filters(self.routing.tokens, request, sole)
             if position is None:
+                stream.translated |= has_tokens
                 shard = self.shards[sole]
                 revision = request.revision
                 if revision > 0 and self.former.is_stale(key_range, sole, revision, shard.seen):

@@ -17,16 +17,19 @@ TOKEN_BYTES: Final = 8
 _FILTERS = ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision")
 
 
-def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: str) -> None:
-    """Replaces the tokens in the revision filters of a Range to one shard.
+def translate_filters(tokens: Tokens, request: rpc_pb2.RangeRequest, shard: str) -> bool:
+    """Replaces the tokens in the revision filters of a Range to one shard; False if there are none.
 
     Raises:
         RpcError: as `on_shard`.
     """
+    found = False
     for name in _FILTERS:
         number = getattr(request, name)
         if tokens.is_token(number):
             setattr(request, name, on_shard(tokens, number, shard))
+            found = True
+    return found
 
 
 def translate_txn(tokens: Tokens, message: bytes, found: Look, shard: str) -> Generator[None, None, bytes]:

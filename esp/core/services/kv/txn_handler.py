@@ -67,8 +67,9 @@ class Txn(Routed):
             stream.finish(error.status)
 
     def _serve(self, stream: ServerCall, plan: Plan) -> None:
-        message, owner, reads, owned, longest = plan
+        message, owner, reads, owned, longest, translated = plan
         if owner is not None:
+            stream.translated |= translated
             if longest > txn.MAX_OPS:
                 self.refused.sent(stream, self.shards[owner], longest)
             self.send(stream, message, self.shards[owner])

@@ -46,6 +46,7 @@ class Plan(NamedTuple):
         reads: the transaction that reads over several shards; None for any other.
         owned: for `reads`, the first range of each shard that is read.
         longest: the most entries in one list, see `txn_look`; 0 if a refusal would not tell how many are too many.
+        translated: revisions in `message` are others than the client's, which only the owner understands.
     """
 
     message: bytes
@@ -53,6 +54,7 @@ class Plan(NamedTuple):
     reads: rpc_pb2.TxnRequest | None = None
     owned: dict[str, KeyRange] = {}  # noqa: RUF012 - never changed
     longest: int = 0
+    translated: bool = False
 
 
 class Plans:
@@ -121,7 +123,8 @@ class Plans:
             yield from _validate(message, found, hold)
             raise
         # A refusal may be about a nested transaction, and then says nothing about the entries of the outer one.
-        return Plan(message, found.owner, longest=0 if found.is_nested else found.longest)
+        longest = 0 if found.is_nested else found.longest
+        return Plan(message, found.owner, longest=longest, translated=bool(found.tokens))
 
     def _read(self, message: bytes, found: Look, hold: Hold) -> Generator[None, None, Plan]:
         """The plan that reads, over shards, the first branch: etcd runs that branch if nothing is compared.

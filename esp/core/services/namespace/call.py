@@ -121,6 +121,15 @@ class InnerCall(ServerCall, Sink):
         self._outer.retried = retried
 
     @property
+    def translated(self) -> bool:
+        """As `ServerStream.translated`."""
+        return self._outer.translated
+
+    @translated.setter
+    def translated(self, translated: bool) -> None:
+        self._outer.translated = translated
+
+    @property
     def local_open(self) -> bool:
         """Whether the handler may still send."""
         return self._outer.local_open and not self._is_ending
