@@ -115,12 +115,12 @@ class Faults:
                 member.host.hurry("clients")
 
     async def member_slow(self) -> None:
-        """The link of one member to its clients takes its time, and carries little."""
-        await self._bad(self._member(), "clients", self._slow)
+        """The link of one member, which a proxy uses, to its clients takes its time, and carries little."""
+        await self._bad(await self._used(self._shard()), "clients", self._slow)
 
     async def member_lossy(self) -> None:
-        """The link of one member to its clients loses packets."""
-        await self._bad(self._member(), "clients", self._lossy)
+        """The link of one member, which a proxy uses, to its clients loses packets."""
+        await self._bad(await self._used(self._shard()), "clients", self._lossy)
 
     async def leader_slow_among_peers(self) -> None:
         """The link of a leader to its peers takes its time, and carries little."""
@@ -266,6 +266,11 @@ class Faults:
 
     def _member(self) -> Member:
         return self._chance.choice(self._rig.members)
+
+    async def _used(self, members: list[Member]) -> Member:
+        """One of the members to which a proxy has a connection; any member if there is none."""
+        used = [member for member in members if await asyncio.to_thread(member.has_clients)]
+        return self._chance.choice(used or members)
 
     async def _leader(self, members: list[Member]) -> Member:
         """The leader of a shard; any member if none says who it is."""

@@ -42,7 +42,7 @@ def own_namespace() -> None:
     """
     if os.environ.get(_OWN):
         return
-    if missing := [program for program in ("unshare", "nsenter", "ip", "tc") if shutil.which(program) is None]:
+    if missing := [program for program in ("unshare", "nsenter", "ip", "ss", "tc") if shutil.which(program) is None]:
         raise BenchError(f"{', '.join(missing)} missing: install util-linux and iproute2")
     if os.geteuid() != 0:
         raise BenchError("network namespaces need root: run it as root")

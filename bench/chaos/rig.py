@@ -83,6 +83,11 @@ class Member:
         """Whether the process runs, or is stopped."""
         return self._process is not None and self._process.is_running
 
+    def has_clients(self) -> bool:
+        """Whether somebody has a connection to the etcd as its client."""
+        listing = self.host.command("ss", "--no-header", "--tcp", "state", "established", f"sport = :{CLIENT_PORT}")
+        return bool(subprocess.run(listing, capture_output=True, check=True).stdout.strip())
+
     def start(self) -> None:
         """Starts the etcd on the data that it has."""
         peers = f"http://{self.host.address('peers')}:{PEER_PORT}"

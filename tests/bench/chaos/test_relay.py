@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[3]
 Seen = Mapping[str, Mapping[str, Any]]
 pytestmark = [
     pytest.mark.skipif(os.geteuid() != 0, reason="network namespaces need root"),
-    pytest.mark.skipif(not all(map(shutil.which, ("unshare", "nsenter", "ip", "tc"))), reason="needs iproute2"),
+    pytest.mark.skipif(not all(map(shutil.which, ("unshare", "nsenter", "ip", "ss", "tc"))), reason="needs iproute2"),
 ]
 
 
