@@ -11,6 +11,7 @@ import json
 import random
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -39,10 +40,20 @@ def main() -> int:
         own_namespace()
         folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
         folder.mkdir(exist_ok=True)
-        return asyncio.run(_run(options, folder))
-    except BenchError as error:
-        print(f"chaos: {error}", file=sys.stderr)
-        return 2
+        code = asyncio.run(_run(options, folder))
+    except* BenchError as group:
+        code = 2
+        print("chaos:", *_texts(group), file=sys.stderr)
+    return code
+
+
+def _texts(group: BaseExceptionGroup[BaseException]) -> Iterator[str]:
+    """The text of each error of a group and of groups within it."""
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _texts(error)
+        else:
+            yield str(error)
 
 
 def _options() -> argparse.Namespace:

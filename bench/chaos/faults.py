@@ -18,22 +18,22 @@ from typing import Final, NamedTuple
 from bench.chaos.line import Shape
 from bench.chaos.network import Link
 from bench.chaos.rig import PATIENCE, Member, Proxy, Rig, ask_etcdctl, etcdctl
+from bench.processes import BenchError
 
 SLOW_KILOBITS: Final = 400
 FULL_BYTES: Final = 1_000_000
-NOSPACE_ROWS: Final = 60
-ROOM_TRIES: Final = 20
-"""How often room is made for a shard whose alarm comes back."""
+BALLAST_ROWS: Final = 100
+TRIES: Final = 20
+"""How often is tried what fails now and then, on a machine that is busy or stands still."""
 LARGE: Final = "x" * 1_000_000
 
 
 class Status(NamedTuple):
-    """What a member says of itself: ids of itself and of its leader, its revision, whether its cluster has an alarm."""
+    """What a member says of itself: ids of itself and of its leader, its revision."""
 
     member: int
     leader: int
     revision: int
-    has_alarm: bool
 
 
 class Faults:
@@ -133,19 +133,31 @@ class Faults:
     async def leader_moved(self) -> None:
         """A leader hands its office to another member."""
         members = self._shard()
-        statuses = await self._statuses(members)
-        leaders = [member for member, status in statuses.items() if status.leader == status.member]
-        heirs = [status.member for status in statuses.values() if status.leader != status.member]
-        if leaders and heirs:
-            await asyncio.to_thread(etcdctl, leaders, "move-leader", f"{self._chance.choice(heirs):x}")
+        for _ in range(TRIES):
+            statuses = await self._statuses(members)
+            leaders = [member for member, status in statuses.items() if status.leader == status.member]
+            heirs = [status.member for status in statuses.values() if status.leader != status.member]
+            if leaders and heirs:
+                heir = f"{self._chance.choice(heirs):x}"
+                if await asyncio.to_thread(etcdctl, leaders, "move-leader", heir):
+                    return
+            await asyncio.sleep(1)
+        raise BenchError(f"the leader of {members[0].name} and its peers does not hand over")
 
     async def member_defragmented(self) -> None:
         """A member writes its file anew, and answers nothing meanwhile."""
-        await asyncio.to_thread(etcdctl, [self._member()], "defrag", seconds=30)
+        member = self._member()
+        for _ in range(TRIES):
+            if await asyncio.to_thread(etcdctl, [member], "defrag", seconds=30):
+                return
+            await asyncio.sleep(1)
+        raise BenchError(f"{member.name} does not defragment its file")
 
     async def disk_full(self) -> None:
         """The disk of a member is full: etcd ends. It is started when there is room again."""
-        member = self._member()
+        members = self._shard()
+        member = self._chance.choice(members)
+        others = [other for other in members if other is not member]
         ballast = member.disk / "ballast"
         with ballast.open("wb") as file:
             try:
@@ -155,39 +167,57 @@ class Faults:
             except OSError:
                 pass
         try:
+            # It has some space in its files; only when it needs more does it notice.
+            await self._fill(others, lambda: not member.is_running)
             await self._last()
         finally:
             ballast.unlink()
             member.kill()
             member.start()
         await self._rig.healthy([member])
+        await self._make_room(members)
 
     async def no_space(self) -> None:
         """A database reaches its quota: no more writes until somebody makes room and takes the alarm away."""
         members = self._shard()
-        for number in range(NOSPACE_ROWS):
-            key = f"\x01ballast/{number % 2}"  # below all keys of the load, and direct: proxies are not asked
-            if not await asyncio.to_thread(etcdctl, members, "put", key, text=LARGE):
-                break
         try:
+            await self._fill(members, lambda: "NOSPACE" in ask_etcdctl(members, "alarm", "list")[1])
             await self._last()
         finally:
             await self._make_room(members)
 
+    async def _fill(self, members: list[Member], is_full: Callable[[], bool]) -> None:
+        """Puts large values until something has happened.
+
+        Raises:
+            BenchError: it does not happen.
+        """
+        for number in range(BALLAST_ROWS):
+            key = f"\x01ballast/{number % 2}"  # below all keys of the load, and direct: proxies are not asked
+            await asyncio.to_thread(etcdctl, members, "put", key, text=LARGE)
+            if await asyncio.to_thread(is_full):
+                return
+        raise BenchError(f"{members[0].name} and its peers have taken too much")
+
     async def _make_room(self, members: list[Member]) -> None:
-        """Does what etcd's guide says: compact, defragment, disarm."""
-        await asyncio.to_thread(etcdctl, members, "del", "--prefix", "\x01ballast/")
-        statuses = await self._statuses(members)
-        revision = max((status.revision for status in statuses.values()), default=0)
-        await asyncio.to_thread(etcdctl, members, "compact", str(revision), seconds=30)
-        # A write that was on its way raises the alarm once more.
-        for _ in range(ROOM_TRIES):
+        """Does what etcd's guide says: compact, defragment, disarm.
+
+        Raises:
+            BenchError: there is still an alarm.
+        """
+        # Each step fails while the machine stands still. A write that was on its way raises the alarm anew.
+        for _ in range(TRIES):
+            await asyncio.to_thread(etcdctl, members, "del", "--prefix", "\x01ballast/")
+            statuses = await self._statuses(members)
+            revision = max((status.revision for status in statuses.values()), default=0)
+            await asyncio.to_thread(etcdctl, members, "compact", str(revision), seconds=30)
             for member in members:
                 await asyncio.to_thread(etcdctl, [member], "defrag", seconds=30)
             await asyncio.to_thread(etcdctl, members, "alarm", "disarm")
-            if not any(status.has_alarm for status in (await self._statuses(members)).values()):
-                return
             await asyncio.sleep(1)
+            if all([await asyncio.to_thread(member.is_healthy) for member in members]):
+                return
+        raise BenchError(f"{members[0].name} and its peers have an alarm that does not go away")
 
     # Proxies.
 
@@ -200,13 +230,13 @@ class Faults:
         await self._ready(proxy)
 
     async def proxy_stopped(self) -> None:
-        """A proxy freezes, and goes on."""
+        """A proxy freezes with all its workers, and goes on."""
         proxy = self._chance.choice(self._rig.proxies)
-        proxy.send(signal.SIGSTOP)
+        proxy.send_all(signal.SIGSTOP)
         try:
             await self._last()
         finally:
-            proxy.send(signal.SIGCONT)
+            proxy.send_all(signal.SIGCONT)
 
     async def proxies_rolled(self) -> None:
         """One proxy after the other drains, and another takes its place."""
@@ -273,24 +303,27 @@ class Faults:
         return self._chance.choice(used or members)
 
     async def _leader(self, members: list[Member]) -> Member:
-        """The leader of a shard; any member if none says who it is."""
-        for member, status in (await self._statuses(members)).items():
-            if status.leader == status.member:
-                return member
-        return self._chance.choice(members)
+        """The leader of a shard.
+
+        Raises:
+            BenchError: none says that it leads.
+        """
+        for _ in range(TRIES):
+            for member, status in (await self._statuses(members)).items():
+                if status.leader == status.member:
+                    return member
+            await asyncio.sleep(1)
+        raise BenchError(f"{members[0].name} and its peers have no leader")
 
     async def _statuses(self, members: list[Member]) -> dict[Member, Status]:
         found = {}
         for member in members:
-            good, text = await asyncio.to_thread(
-                ask_etcdctl, [member], "endpoint", "status", "-w", "json", user=False, seconds=2
-            )
+            # As a user: etcd 3.7 tells it to nobody else.
+            good, text = await asyncio.to_thread(ask_etcdctl, [member], "endpoint", "status", "-w", "json", seconds=5)
             if good:
                 status = json.loads(text)[0]["Status"]
                 header = status["header"]
-                found[member] = Status(
-                    header["member_id"], status.get("leader", 0), header["revision"], bool(status.get("errors"))
-                )
+                found[member] = Status(header["member_id"], status.get("leader", 0), header["revision"])
         return found
 
     async def _killed(self, members: list[Member]) -> None:

@@ -88,6 +88,10 @@ class Member:
         listing = self.host.command("ss", "--no-header", "--tcp", "state", "established", f"sport = :{CLIENT_PORT}")
         return bool(subprocess.run(listing, capture_output=True, check=True).stdout.strip())
 
+    def is_healthy(self) -> bool:
+        """Whether the etcd says that it has a leader and no alarm."""
+        return _answers(f"{self.endpoint}/health", self.certificates.ca)
+
     def start(self) -> None:
         """Starts the etcd on the data that it has."""
         peers = f"http://{self.host.address('peers')}:{PEER_PORT}"
@@ -178,6 +182,12 @@ class Proxy:
         """Sends a signal to the process."""
         if self._process is not None and self._process.is_running:
             os.kill(self._process.pid, number)
+
+    def send_all(self, number: signal.Signals) -> None:
+        """Sends a signal to the process and its workers."""
+        if self._process is not None and self._process.is_running:
+            for pid in self._process.pids():
+                os.kill(pid, number)
 
     def require_running(self) -> None:
         """Checks that the process has not ended.
@@ -322,7 +332,7 @@ class Rig:
         """
         deadline = time.monotonic() + seconds
         for member in members:
-            while not await asyncio.to_thread(_answers, f"{member.endpoint}/health", self.certificates.ca):
+            while not await asyncio.to_thread(member.is_healthy):
                 if time.monotonic() > deadline:
                     raise BenchError(f"{member.name} is not healthy after {seconds:g} s; logs are in {self.folder}")
                 await asyncio.sleep(0.1)
