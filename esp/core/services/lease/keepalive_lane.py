@@ -112,7 +112,7 @@ class _Call(ClientStream):
     def __init__(self, connection: ClientConnection, stream: _KeepaliveStream) -> None:
         super().__init__(connection)
         self.stream = stream
-        self.requests = Gathered(self)
+        self.requests = Gathered()
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head of the answers, or the end of the stream."""
@@ -180,7 +180,7 @@ class _KeepaliveStream:
             self.progress = monotonic()
         self.in_flight += keepalives
         if self._call is not None:
-            self._call.requests.send(body)
+            self._call.requests.send(self._call, body)
 
     def go(self, connection: ClientConnection) -> None:
         """Opens the call on `connection`, and sends the keepalives that wait."""

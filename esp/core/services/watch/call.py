@@ -98,11 +98,11 @@ class WatchCall(ClientStream):
         self._is_reading = False
         self._ends = False
         self._is_free = caller.crowd is None and not caller.may_hold_back
-        self._requests = Gathered(self)
+        self._requests = Gathered()
 
     def request(self, message: bytes) -> None:
         """Sends a request, together with the others of this turn."""
-        self._requests.send(message)
+        self._requests.send(self, message)
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head or the trailers."""

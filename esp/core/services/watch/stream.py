@@ -304,6 +304,7 @@ class WatchStream(Sink):
         self._service.watchers.give(self._address, watcher.size)
         self._watcher_bytes -= watcher.size
         watcher.size = 0
+        watcher.forget_parts()
 
     def admit(self, watcher: Watcher, id_wanted: int) -> bool:
         """Gives the watcher its id: `id_wanted`, or for 0 the next free id. False when `id_wanted` is taken."""

@@ -395,3 +395,8 @@ class Watcher:
             tap.detach()
         if self.span is not None:
             self.span.end(may_return=may_return)
+
+    def forget_parts(self) -> None:
+        """Lets go of its parts after the end: they refer to it, and such a cycle would stay in memory for long."""
+        self.taps = ()
+        self.span = self._oldest = self._held = None
