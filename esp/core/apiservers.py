@@ -111,15 +111,14 @@ class ApiServers:
         for root in self.roots:
             self._look_for_cuts(root)
 
-    def saw_watcher(self, request: rpc_pb2.WatchCreateRequest) -> None:
-        """Takes note of a Watch create, before the watch begins."""
-        key = request.key
+    def saw_watcher(self, key: bytes, range_end: bytes, *, is_cache: bool) -> None:
+        """Takes note of a Watch create, before the watch begins; `is_cache`: it has the options of a cache."""
         if key == self._compact_key or _PART_OF_SIGNS in key:
             self.saw(key)
-        if request.prev_kv and request.progress_notify:
+        if is_cache:
             for root in self._assumed:
-                if root not in self.roots and is_built_in(root, request.key, request.range_end):
-                    self._recognise(f'"{format_key(request.key)}" is watched as its cache does it', root)
+                if root not in self.roots and is_built_in(root, key, range_end):
+                    self._recognise(f'"{format_key(key)}" is watched as its cache does it', root)
 
     def saw(self, key: bytes) -> None:
         """Takes note of a key that a client watches, or changes in a transaction."""

@@ -24,6 +24,8 @@ def varint(number: int, size: int = 1) -> bytes:
     """An int64 in `size` bytes, which is at most MOST_BYTES; in more bytes if it needs more."""
     if size == 1 and 0 <= number < 0x4000:
         return _SHORT[number] if number < 0x80 else bytes((number & 0x7F | 0x80, number >> 7))
+    if size == 1 and 0 <= number < 0x200000:
+        return bytes((number & 0x7F | 0x80, number >> 7 & 0x7F | 0x80, number >> 14))
     assert size <= MOST_BYTES, "decoders differ in what they read in a tenth byte"
     value = number & _MASK
     written = bytearray()

@@ -323,7 +323,9 @@ class ClientConnection(ResponseReader):
                             stream = streams.get(stream_id)
                             if stream is not None and stream.headers_seen and length <= stream.recv_window:
                                 look = 0
-                                self.received(length)
+                                self.recv_window -= length
+                                if self.recv_window < LOW_WINDOW:
+                                    self.received(0)
                                 stream.recv_window -= length
                                 stream.on_data(data[start:end_at], False)
                                 continue

@@ -257,7 +257,9 @@ class ServerConnection(Admission[ServerStream]):
                         and stream.head.content_length == NO_LENGTH
                     ):
                         look = 0
-                        self.received(length)
+                        self.recv_window -= length
+                        if self.recv_window < half:
+                            self.received(0)
                         stream.recv_window -= length
                         sink.request_data(data[start:end], False)
                         if self.ended:

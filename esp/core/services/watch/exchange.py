@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from esp.core.services.watch.call import WatchCall
 from esp.core.services.watch.messages import NO_ID, PROGRESS_REQUEST, Response, Spec, created
@@ -82,6 +82,10 @@ class ShardWatcher(Protocol):
 
     def on_cancel_lost(self) -> None:
         """The call broke; so the shard's reply to the cancel does not come."""
+
+
+_GRANT: Final = b"%b" + WATCH_ID + b"%b" + CREATED
+"""A reply that grants a create, of its header and its watch id."""
 
 
 class _Question(NamedTuple):
@@ -209,13 +213,12 @@ class Exchange:
         if waiting is None or isinstance(waiting, _Question):
             return False
         watch_id = waiting.id
-        end = b"".join((WATCH_ID, varint(watch_id), CREATED))
-        size = len(body) - len(end)
         reply = self._grant
-        if reply is None or len(reply.head) != size or not body.startswith(reply.head) or not body.endswith(end):
-            if granted(body) != (watch_id, size):
+        if reply is None or _GRANT % (reply.head, varint(watch_id)) != body:
+            seen = granted(body)
+            if seen is None or seen[0] != watch_id:
                 return False
-            reply = created(body[:size])
+            reply = created(body[: seen[1]])
             if not reply.revision:
                 return False
             self._grant = reply

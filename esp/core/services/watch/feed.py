@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from types import MappingProxyType
-from typing import Any, Final, Generic, Protocol, TypeVar, cast
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 from esp.core.services.watch.messages import Response, as_one
 from esp.core.services.watch.outbox import Outbox
@@ -27,7 +26,14 @@ class Follower(Protocol):
         """Events: a message, or the fragments of one."""
 
 
-NONE: Final = cast("dict[Any, None]", MappingProxyType({}))
+class _Never(dict[Any, None]):
+    """A set that stays empty. A mapping proxy is no dict, and so would not do for compiled code."""
+
+    def __setitem__(self, one: Any, value: None) -> None:
+        raise TypeError("this set stays empty")
+
+
+NONE: Final[dict[Any, None]] = _Never()
 """The set of no tap or source, shared by all that have none, as nearly all have; see `added`."""
 PLAIN_AT_ONCE: Final = 8
 """Taps in a step, if they get the message unchanged, which costs little."""
@@ -74,7 +80,8 @@ class Feed(Generic[F]):
 
     def outboxes(self) -> Iterator[Outbox]:
         """The outboxes of the clients of all taps, taps that are to join included."""
-        return (tap.outbox for tap in (*self.taps, *self.fed, *self.fresh, *self.joining))
+        for tap in (*self.taps, *self.fed, *self.fresh, *self.joining):
+            yield tap.outbox
 
     @property
     def count(self) -> int:

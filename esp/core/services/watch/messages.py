@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.watch.create import Create
 from esp.core.services.watch.peek import CREATED, WATCH_ID
 from esp.core.varint import varint
 from esp.core.wire.frames import pack_u32
@@ -22,14 +23,16 @@ NO_ID: Final = -1
 """The watch id of replies to refused creates, and of progress for all watchers of a stream."""
 DUPLICATE_ID: Final = "mvcc: duplicate watch ID provided on the WatchStream"
 
-FILTERS: Final = frozenset(rpc_pb2.WatchCreateRequest.FilterType.values())
-"""The filters that etcd knows."""
-
 _PROGRESS_NOTIFY: Final = bytes((4 << 3, 1))
 _HEADER: Final = 1 << 3 | 2
 _FRAGMENT: Final = bytes((7 << 3, 1))
 _EVENTS: Final = bytes((11 << 3 | 2,))
 _parse = rpc_pb2.WatchResponse.FromString
+_OF_KEY: Final = b"\0\0\0\0%c\x0a%c\x0a%c%b\x20\x01\x38%b"
+_OF_RANGE: Final = b"\0\0\0\0%c\x0a%c\x0a%c%b\x12%c%b\x20\x01\x38%b"
+"""Creates as nearly all are, with their prefixes: see `Spec.create_request`."""
+_SHORT: Final = 0x80 - 9
+"""Below so many bytes of keys and number, each length in a create is one byte."""
 _new_spec = tuple.__new__  # half as long as the constructor that NamedTuple makes
 
 
@@ -43,11 +46,9 @@ class Spec(NamedTuple):
     fragment: bool
 
     @classmethod
-    def of(cls, request: rpc_pb2.WatchCreateRequest, key: bytes, range_end: bytes) -> Spec:
-        """The spec of a client's request, perhaps for another range. etcd ignores filters that it does not know."""
-        asked = request.filters
-        filters = tuple(sorted({each for each in asked if each in FILTERS})) if asked else ()
-        return _new_spec(cls, (key, range_end, filters, request.prev_kv, request.fragment))
+    def of(cls, create: Create, key: bytes, range_end: bytes) -> Spec:
+        """The spec of a client's create, perhaps for another range."""
+        return _new_spec(cls, (key, range_end, create.filters, create.prev_kv, create.fragment))
 
     def create_request(self, watch_id: int, start_revision: int) -> bytes:
         """The create request, with its gRPC prefix, in the bytes that protobuf would write.
@@ -56,6 +57,13 @@ class Spec(NamedTuple):
         not fall behind a compaction.
         """
         key, range_end, filters, prev_kv, fragment = self
+        number = varint(watch_id)
+        size = len(key) + len(range_end) + len(number)
+        if size < _SHORT and key and range_end and not (start_revision or filters or prev_kv or fragment):
+            to = len(range_end)
+            return _OF_RANGE % (size + 9, size + 7, len(key), key, to, range_end, number)
+        if size < _SHORT and key and not (range_end or start_revision or filters or prev_kv or fragment):
+            return _OF_KEY % (size + 7, size + 5, len(key), key, number)
         create = b"\x0a" + varint(len(key)) + key if key else b""
         if range_end:
             create += b"\x12" + varint(len(range_end)) + range_end
@@ -66,11 +74,11 @@ class Spec(NamedTuple):
             create += b"\x2a" + varint(len(filters)) + bytes(filters)  # etcd's are below 128
         if prev_kv:
             create += b"\x30\x01"
-        create += b"\x38" + varint(watch_id)
+        create += b"\x38" + number
         if fragment:
             create += b"\x40\x01"
-        size = varint(len(create))
-        return b"\0" + pack_u32(1 + len(size) + len(create)) + b"\x0a" + size + create
+        length = varint(len(create))
+        return b"\0" + pack_u32(1 + len(length) + len(create)) + b"\x0a" + length + create
 
 
 PROGRESS_REQUEST: Final = prefix(

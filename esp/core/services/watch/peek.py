@@ -41,11 +41,11 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
         watch_id = body[head + 1]
         tail = head + 2
         if watch_id > 0x7F:
-            watch_id, tail = _number(body, head + 1)
+            watch_id, tail = number(body, head + 1)
         size = body[tail + 1]
         at = tail + 2
         if size > 0x7F:
-            size, at = _number(body, tail + 1)
+            size, at = number(body, tail + 1)
         if body[tail] != _EVENTS or at + size != whole:
             return None
         if body[at] == _TYPE:
@@ -55,14 +55,14 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
         size = body[at + 1]
         kv = at + 2
         if size > 0x7F:
-            size, kv = _number(body, at + 1)
+            size, kv = number(body, at + 1)
         if body[at] != _KV or body[kv] != _KEY:
             return None
         end = kv + size
         size = body[kv + 1]
         at = kv + 2
         if size > 0x7F:
-            size, at = _number(body, kv + 1)
+            size, at = number(body, kv + 1)
         at += size
         if body[at] == _CREATE_REVISION:
             at += 1
@@ -71,7 +71,7 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
             at += 1
         if body[at] != _MOD_REVISION:
             return None
-        revision, at = _number(body, at + 1)
+        revision, at = number(body, at + 1)
         # No further field may change the meaning.
         if at < end and body[at] == _VERSION:
             at += 1
@@ -79,7 +79,7 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
                 at += 1
             at += 1
         if at < end and body[at] == _VALUE:
-            size, at = _number(body, at + 1)
+            size, at = number(body, at + 1)
             at += size
         if at < end and body[at] == _LEASE:
             at += 1
@@ -89,7 +89,7 @@ def one_event(body: bytes) -> tuple[int, int, int, int] | None:
         if at != end:
             return None
         if end != whole:
-            size, at = _number(body, end + 1)
+            size, at = number(body, end + 1)
             if body[end] != _PREV_KV or at + size != whole:
                 return None
     except IndexError:
@@ -103,7 +103,7 @@ def granted(body: bytes) -> tuple[int, int] | None:
         head = body[1] + 2
         if body[0] != _HEADER or head > 0x81 or body[head] != _WATCH_ID:
             return None
-        watch_id, at = _number(body, head + 1)
+        watch_id, at = number(body, head + 1)
     except IndexError:
         return None
     return (watch_id, head) if watch_id and body[at:] == CREATED else None
@@ -115,12 +115,12 @@ def watch_id_of(begun: bytes) -> int | None:
         at = begun[1] + 2
         if begun[0] != _HEADER or at > 0x81 or begun[at] != _WATCH_ID:
             return None
-        return _number(begun, at + 1)[0]
+        return number(begun, at + 1)[0]
     except IndexError:
         return None
 
 
-def _number(body: bytes, at: int) -> tuple[int, int]:
+def number(body: bytes, at: int) -> tuple[int, int]:
     """The number at `at`, and the place behind it.
 
     IndexError for a number that is cut off, has not the shortest form, or is longer than any number.

@@ -7,8 +7,8 @@ from hashlib import sha256
 from typing import Final, Protocol
 
 from esp.core.keys import KeyRange
-from esp.core.pb import rpc_pb2
 from esp.core.services.revision import position_of
+from esp.core.services.watch.create import Create
 from esp.core.services.watch.messages import Spec
 from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.positions import Positions
@@ -43,14 +43,14 @@ def name_of(client: Resuming, spec: Spec) -> bytes:
     return sha256(repr((host, leader, spec)).encode()).digest()
 
 
-def watched(client: Resuming, request: rpc_pb2.WatchCreateRequest) -> bytes:
+def watched(client: Resuming, request: Create) -> bytes:
     """The name, in `positions`, of the watcher over several shards for this request."""
     return name_of(client, Spec.of(request, request.key, request.range_end))
 
 
 def choose_starts(
     client: Resuming,
-    request: rpc_pb2.WatchCreateRequest,
+    request: Create,
     shards: Sequence[str],
     keys: KeyRange,
     known: Vector | None = None,

@@ -15,6 +15,7 @@ from esp.core.own_keys import clipped
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services.metadata import load_bearing
+from esp.core.services.watch.create import Create, create_in
 from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.outbox import Outbox
 from esp.core.services.watch.pool import Pool
@@ -179,7 +180,9 @@ class WatchStream(Sink):
     def all_watchers(self) -> Iterator[Watcher]:
         """All watchers of the client: announced ones, and those of creates that wait."""
         yield from self.watchers.values()
-        yield from (slot for slot in self._slots if isinstance(slot, Watcher))
+        for slot in self._slots:
+            if isinstance(slot, Watcher):
+                yield slot
 
     @property
     def metadata(self) -> Fields:
@@ -234,31 +237,38 @@ class WatchStream(Sink):
         self._context.counters.messages_received[self.down.head.path] += 1
         if self.outbox.is_over:
             return True
-        try:
-            request = _parse(body)
-        except DecodeError as error:
-            self.outbox.stop(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
-            return False
-        kind = request.WhichOneof("request_union")
-        if kind == "create_request":
-            create = request.create_request
-            watcher = Watcher(self, create)
-            self._line_up(watcher)
-            if self.outbox.is_over:
-                return True
-            if self._service.hides_own_keys and not _clip(create):
-                watcher.refuse(errors.OWN_KEYS.message)
-            elif self._take_memory(watcher, WATCHER_BYTES + len(body)):
-                watcher.begin(create)
-            else:
-                watcher.refuse(errors.TOO_MANY_REQUESTS.message)
-        elif kind == "cancel_request":
-            self._line_up(Cancel(self, request.cancel_request.watch_id))
-        elif kind == "progress_request":
-            self._line_up(Progress(self.progress))
+        create = create_in(body)
+        if create is not None:
+            self._begin(create, len(body))
+        else:
+            try:
+                request = _parse(body)
+            except DecodeError as error:
+                self.outbox.stop(Status(Code.INTERNAL, f"grpc: error unmarshalling request: {error}"))
+                return False
+            kind = request.WhichOneof("request_union")
+            if kind == "create_request":
+                self._begin(Create.of(request.create_request), len(body))
+            elif kind == "cancel_request":
+                self._line_up(Cancel(self, request.cancel_request.watch_id))
+            elif kind == "progress_request":
+                self._line_up(Progress(self.progress))
         if len(self._slots) == 1:  # else the first one waits, and so do all behind it
             self.advance()
         return True
+
+    def _begin(self, create: Create, size: int) -> None:
+        """Begins a watcher, for a request of `size` bytes."""
+        watcher = Watcher(self, create)
+        self._line_up(watcher)
+        if self.outbox.is_over:
+            return
+        if self._service.hides_own_keys and not _clip(create):
+            watcher.refuse(errors.OWN_KEYS.message)
+        elif self._take_memory(watcher, WATCHER_BYTES + size):
+            watcher.begin(create)
+        else:
+            watcher.refuse(errors.TOO_MANY_REQUESTS.message)
 
     def _line_up(self, slot: Slot) -> None:
         self._slots.append(slot)
@@ -384,7 +394,7 @@ class WatchStream(Sink):
         self._context.put_off(self)
 
 
-def _clip(create: rpc_pb2.WatchCreateRequest) -> bool:
+def _clip(create: Create) -> bool:
     """Leaves out the keys of esp's own; False if only these would be watched. An empty key is the very first one."""
     try:
         create.key = clipped(create.key or b"\0", create.range_end)

@@ -170,8 +170,8 @@ class Tap:
             return
         owned = self.owned
         if owned is not None:
-            mine = (response.keep(lambda event: owned(event.kv.key)) for response in responses)
-            responses = tuple(kept for kept in mine if kept is not None)
+            mine = [response.keep(lambda event: owned(event.kv.key)) for response in responses]
+            responses = tuple([kept for kept in mine if kept is not None])
             if not responses:
                 return
             responses = as_one(responses)

@@ -8,6 +8,7 @@ from typing import Protocol
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.watch.compaction import OldestRevisions
+from esp.core.services.watch.create import Create
 from esp.core.services.watch.held import Held
 from esp.core.services.watch.messages import (
     DUPLICATE_ID,
@@ -102,7 +103,7 @@ class Watcher:
         "taps",
     )
 
-    def __init__(self, stream: WatcherStream, request: rpc_pb2.WatchCreateRequest) -> None:
+    def __init__(self, stream: WatcherStream, request: Create) -> None:
         self.stream = stream
         self.size = 0
         self.id = 0
@@ -120,13 +121,13 @@ class Watcher:
         self.span: Span | None = None
         self._held: Held | None = None
 
-    def begin(self, request: rpc_pb2.WatchCreateRequest) -> None:
+    def begin(self, request: Create) -> None:
         """Asks the shards that own the watched keys, each for its part."""
         stream = self.stream
         routing = stream.routing
         key = request.key or b"\0"  # as etcd reads an empty one
         range_end = request.range_end
-        routing.apiservers.saw_watcher(request)
+        routing.apiservers.saw_watcher(request.key, range_end, is_cache=request.prev_kv and request.progress_notify)
         shard_map = routing.map
         key_range = KeyRange.of_request(key, range_end) if range_end else None
         sole = shard_map.owner(key) if key_range is None else shard_map.sole_owner(key_range)
@@ -157,7 +158,7 @@ class Watcher:
             self._is_asking = True
             stream.background.start(self._ask_others(request, key_range), on_bug=stream.outbox.fail)
 
-    async def _ask_others(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange) -> None:
+    async def _ask_others(self, request: Create, key_range: KeyRange) -> None:
         """Begins when it is known where the client was, here or at another process."""
         stream = self.stream
         known = await stream.positions.resume_anywhere(watched(stream, request), request.start_revision)
@@ -170,7 +171,7 @@ class Watcher:
         stream.advance()
         stream.outbox.context.flush()
 
-    def _begin_parts(self, request: rpc_pb2.WatchCreateRequest, key_range: KeyRange, known: Vector | None) -> None:
+    def _begin_parts(self, request: Create, key_range: KeyRange, known: Vector | None) -> None:
         stream = self.stream
         shard_map = stream.routing.map
         by_shard: dict[str, list[Segment]] = {}
@@ -193,7 +194,7 @@ class Watcher:
                 tap.passed = max(1, start - 1)  # revision 1 has no events; 0 would mean no revision for the shard
             tap.start(start)
 
-    def _choose_start(self, request: rpc_pb2.WatchCreateRequest, tap: Tap) -> int:
+    def _choose_start(self, request: Create, tap: Tap) -> int:
         keys = self.keys
         assert keys is not None
         (start,) = self._choose_starts(request, [tap.shard], keys)
@@ -203,7 +204,7 @@ class Watcher:
         return start
 
     def _choose_starts(
-        self, request: rpc_pb2.WatchCreateRequest, shards: list[str], keys: KeyRange, known: Vector | None = None
+        self, request: Create, shards: list[str], keys: KeyRange, known: Vector | None = None
     ) -> list[int]:
         starts = choose_starts(self.stream, request, shards, keys, known)
         if starts is None:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from esp.core.identity import Identity
 from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.services.watch.create import Create
 from esp.core.services.watch.messages import Response, Spec, canceled, created, header_field, joined, raised, refused
 from esp.core.wire.message import prefix
 from tests.core.services.watch.world import WatchResponse, events, header, put
@@ -182,4 +183,4 @@ def test_a_create_is_written_as_protobuf_writes_it(spec: Spec, watch_id: int, st
     )
     written = prefix(rpc_pb2.WatchRequest(create_request=create).SerializeToString())
     assert spec.create_request(watch_id, start_revision) == written
-    assert Spec.of(create, create.key, create.range_end) == spec
+    assert Spec.of(Create.of(create), create.key, create.range_end) == spec
