@@ -43,6 +43,8 @@ _esp() {
             "map/show") command="map show" ;;
             "map/history") command="map history" ;;
             "map/apply") command="map apply" ;;
+            "map/fence") command="map fence" ;;
+            "map/remove") command="map remove" ;;
             "map/finish") command="map finish" ;;
             "/plan") command="plan" ;;
             "/completion") command="completion" ;;
@@ -159,6 +161,12 @@ _esp() {
         "map history --color") _esp_words 'auto always never'; return ;;
         "map apply -o" | "map apply --output") _esp_words 'table json'; return ;;
         "map apply --color") _esp_words 'auto always never'; return ;;
+        "map fence -o" | "map fence --output") _esp_words 'table json'; return ;;
+        "map fence -c" | "map fence --config") _esp_paths -f; return ;;
+        "map fence --color") _esp_words 'auto always never'; return ;;
+        "map remove -o" | "map remove --output") _esp_words 'table json'; return ;;
+        "map remove -c" | "map remove --config") _esp_paths -f; return ;;
+        "map remove --color") _esp_words 'auto always never'; return ;;
         "map finish -o" | "map finish --output") _esp_words 'table json'; return ;;
         "map finish -c" | "map finish --config") _esp_paths -f; return ;;
         "map finish --color") _esp_words 'auto always never'; return ;;
@@ -201,11 +209,13 @@ _esp() {
         'import') case $current in -*) _esp_words '--overwrite --skip-existing --resume --at-once --no-leases --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
         'bench') _esp_words '--load --connections --streams --seconds --rounds --warm-up --keys --value-bytes --shard --plot --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'lease-sync') _esp_words '--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
-        'map') _esp_words 'init show history apply finish -v --verbose -q --quiet --color -h --help' ;;
+        'map') _esp_words 'init show history apply fence remove finish -v --verbose -q --quiet --color -h --help' ;;
         'map init') _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map show') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map history') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map apply') case $current in -*) _esp_words '--yes -o --output -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
+        'map fence') case $current in -*) _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live shards ;; esac ;;
+        'map remove') _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map finish') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'plan') _esp_words '--shards --by --depth --from --watch --separator --keep --divide --against --to --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'completion') case $current in -*) _esp_words '-v --verbose -q --quiet --color -h --help' ;; *) _esp_words 'bash zsh fish' ;; esac ;;

@@ -4,7 +4,7 @@
 function __esp_is
     set -l found
     for word in (commandline -opc)[2..]
-        if contains -- $word apply bench check completion config example exec export finish help history import init lease-sync map plan reload route schema serve show top version
+        if contains -- $word apply bench check completion config example exec export fence finish help history import init lease-sync map plan reload remove route schema serve show top version
             set -a found $word
         end
     end
@@ -223,6 +223,8 @@ complete -c esp -n '__esp_is map' -a init -d 'Put the first map on the shards: t
 complete -c esp -n '__esp_is map' -a show -d 'Show the map that the shards hold, and how each stands to it.'
 complete -c esp -n '__esp_is map' -a history -d 'Show the last changes of the map that the shards hold.'
 complete -c esp -n '__esp_is map' -a apply -d 'Add shards to the map, or leave out shards that own nothing.'
+complete -c esp -n '__esp_is map' -a fence -d 'Give new guards to shards that were restored.'
+complete -c esp -n '__esp_is map' -a remove -d 'Take the map from the shards, back to a map in each proxy\'s file.'
 complete -c esp -n '__esp_is map' -a finish -d 'Carry out a change that init or apply has left half done.'
 complete -c esp -n '__esp_is map' -s v -l verbose -d 'Tell on stderr what is done.'
 complete -c esp -n '__esp_is map' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
@@ -254,6 +256,21 @@ complete -c esp -n '__esp_is map apply' -s v -l verbose -d 'Tell on stderr what 
 complete -c esp -n '__esp_is map apply' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
 complete -c esp -n '__esp_is map apply' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
 complete -c esp -n '__esp_is map apply' -s h -l help -d 'Show the help and exit.'
+complete -c esp -n '__esp_is map fence' -f -a '(__esp_live shards)'
+complete -c esp -n '__esp_is map fence' -l yes -d 'Do it without asking first.'
+complete -c esp -n '__esp_is map fence' -s o -l output -r -f -a 'table json' -d 'Output format.'
+complete -c esp -n '__esp_is map fence' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
+complete -c esp -n '__esp_is map fence' -s v -l verbose -d 'Tell on stderr what is done.'
+complete -c esp -n '__esp_is map fence' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
+complete -c esp -n '__esp_is map fence' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
+complete -c esp -n '__esp_is map fence' -s h -l help -d 'Show the help and exit.'
+complete -c esp -n '__esp_is map remove' -l yes -d 'Do it without asking first.'
+complete -c esp -n '__esp_is map remove' -s o -l output -r -f -a 'table json' -d 'Output format.'
+complete -c esp -n '__esp_is map remove' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
+complete -c esp -n '__esp_is map remove' -s v -l verbose -d 'Tell on stderr what is done.'
+complete -c esp -n '__esp_is map remove' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
+complete -c esp -n '__esp_is map remove' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
+complete -c esp -n '__esp_is map remove' -s h -l help -d 'Show the help and exit.'
 complete -c esp -n '__esp_is map finish' -s o -l output -r -f -a 'table json' -d 'Output format.'
 complete -c esp -n '__esp_is map finish' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
 complete -c esp -n '__esp_is map finish' -s v -l verbose -d 'Tell on stderr what is done.'

@@ -117,6 +117,51 @@ def apply(
 @commands.command(
     cls=command(
         [
+            ("esp map fence b", "Shard b was restored from a backup."),
+            ("esp map fence --yes a b c", "All were restored; for a script."),
+        ],
+        _DONE_BY,
+    )
+)
+def fence(
+    shards: Annotated[list[str], argument("SHARD...", "Shards that were restored from a backup, or lost their data.")],
+    yes: YesOption = False,
+    output: OutputOption = Format.TABLE,
+    config: ConfigOption = None,
+) -> None:
+    """Give new guards to shards that were restored.
+
+    Until then such a shard refuses all calls, or, if its guard has not changed since the backup, takes those of
+    proxies that know nothing of the restore. Run it before any proxy reaches the shard. If the shard that decides on
+    changes was restored, all shards have to answer, and all get new guards.
+    """
+    from esp.commands import map_fence as module
+
+    module.fence(shards, config, output, module.confirming(yes))
+
+
+@commands.command(
+    cls=command(
+        [
+            ("esp map remove", "Show what would be done, and ask."),
+            ("esp map remove --yes -c esp.yaml", "For a script."),
+        ],
+        _DONE_BY,
+    )
+)
+def remove(yes: YesOption = False, output: OutputOption = Format.TABLE, config: ConfigOption = None) -> None:
+    """Take the map from the shards, back to a map in each proxy's file.
+
+    All shards must answer. Proxies that serve by the map refuse all calls from then on: stop them first.
+    """
+    from esp.commands import map_remove as module
+
+    module.remove(config, output, module.confirming(yes))
+
+
+@commands.command(
+    cls=command(
+        [
             ("esp map finish", "Go on with what somebody has left half done."),
             ("esp map finish -o json", "Each step, for a script."),
         ],

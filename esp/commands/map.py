@@ -1,4 +1,4 @@
-"""`esp map`: the map that the shards hold is shown, and brought to all of them. `map_change` changes it."""
+"""`esp map`: the map that the shards hold is shown, and brought to all of them. others change it."""
 
 from __future__ import annotations
 
@@ -92,6 +92,9 @@ async def _finish(used: Config, output: Format) -> None:
         outcomes = []
         if changes:
             outcomes = await carried_out(changes[0], shards, troubles)
+            if changes[0].removes:
+                view.write_done(changes[0].after, outcomes, {}, output, removed=True)
+                return
             found = {**troubles, **await read(shards.values(), CALL_SECONDS)}
         told = newest_of({shard.name: found[shard.name] for shard in used.shards})
         for name in told.behind:

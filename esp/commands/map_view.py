@@ -17,8 +17,12 @@ _DID = {
     Kind.ADMIT: "has got the map and a guard",
     Kind.DISMISS: "is left out, without map and guard",
     Kind.TELL: "has got the map",
+    Kind.FENCE: "has got the map and a new guard",
+    Kind.FORGET: "has no map any more",
+    Kind.RELEASE: "has no guard any more",
     Kind.FINISH: "has noted that the change is carried out",
     Kind.GIVE_BACK: "has got the map of before the move",
+    Kind.END: "has no map and no guard any more",
 }
 
 
@@ -65,7 +69,8 @@ def faults_of(told: Told) -> str:
     if told.change is not None:
         return f"a change to epoch {told.change.after.epoch} is half done; {told.change.cure}"
     if told.unfenced:
-        return f"{_names(told.unfenced)} not the guard of this map: data was lost there, or restored from a backup"
+        those = _names(told.unfenced)
+        return f"{those} not the guard of this map: data was lost there, or restored from a backup (see esp map fence)"
     if told.silent:
         names = list(told.silent)
         return (
@@ -106,15 +111,31 @@ def write_plan(change: Next, output: Format) -> None:
         write_prose(f"From epoch {change.before.epoch} to {after.epoch}: {after.changes[-1].what}. No keys move.")
 
 
+def write_removal(change: Next, output: Format) -> None:
+    """Writes what taking away the map would do, before anybody is asked; nothing for programs."""
+    if output is Format.JSON:
+        return
+    shared = change.after
+    write(f"The map of epoch {shared.epoch - 1} is taken from the shards. Its ranges, for the configs of the proxies:")
+    rows = [[name, ", ".join(map(format_range, shared.map.ranges_of(name))) or "-"] for name in shared.names]
+    write_table(["SHARD", "KEYS"], rows)
+    write("A proxy that serves by the map refuses all calls from then on. Stop it first, and start it with map: file.")
+
+
 def write_waiting(outcome: Outcome) -> None:
     """Tells of a shard that was not reached."""
     complain(f"{shard_called(outcome.step.shard)} is not told ({outcome.why}); the change is in force without it")
 
 
 def write_done(
-    shared: SharedMap, outcomes: Sequence[Outcome], granted: Mapping[str, Sequence[str]], output: Format
+    shared: SharedMap,
+    outcomes: Sequence[Outcome],
+    granted: Mapping[str, Sequence[str]],
+    output: Format,
+    *,
+    removed: bool = False,
 ) -> None:
-    """Writes what was done, and the map in force."""
+    """Writes what was done, and the map in force, or that it was `removed`."""
     if output is Format.JSON:
         write_json(
             {
@@ -133,6 +154,9 @@ def write_done(
     done = [one for one in outcomes if one.how is How.DONE]
     for one in done:
         write(f"{shard_called(one.step.shard)} {_DID[one.step.kind]}")
+    if removed:
+        write(f"The map is taken from {counted(len(shared.names), 'shard')}.")
+        return
     start = "The map is now" if done else "Nothing to do: the map is"
     write(f"{start} of epoch {shared.epoch}, fingerprint {shared.map.fingerprint}.")
 

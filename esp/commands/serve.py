@@ -326,10 +326,17 @@ async def _refuse_if_mapped(proxy: Proxy) -> None:
     """
     ready = [shard for shard in proxy.routing.shards.values() if shard.is_ready]
     for name, held in (await read(ready, CONNECT_SECONDS)).items():
-        if isinstance(held, Held) and held.map is not None:
+        if not isinstance(held, Held):
+            continue
+        if held.map is not None:
             raise CommandError(
                 f"{shard_called(name)} holds a map for all proxies (epoch {held.map.epoch}), and the config has one of "
-                "its own; write map: shards into the config, or take the map away (docs/map.md)"
+                "its own; write map: shards into the config, or take the map away with esp map remove"
+            )
+        if held.guard is not None:
+            raise CommandError(
+                f"{shard_called(name)} holds the guard of a map for all proxies, and the config has a map of its own; "
+                "if the map is being taken away, esp map finish goes on with that"
             )
 
 

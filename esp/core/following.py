@@ -134,7 +134,8 @@ class Following:
         guards = self._guards
         return {
             name: f"{shard_called(name)} does not hold the guard of the map of the shards (epoch {self._epoch}): data "
-            "was lost there, or restored from a backup; esp map show tells more"
+            "was lost there, or restored from a backup (esp map fence gives it a new one), or the map was taken away; "
+            "esp map show tells more"
             for name, held in found.items()
             if isinstance(held, Held) and held.guard != guards.get(name) and name not in self._opening
         }

@@ -493,6 +493,9 @@ def test_the_map_on_the_shards(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
     for columns in WIDTHS:
         code, told = by_process(scene.folder, ["map", "show"], columns)
         transcript += f"$ esp map show\n[exit code {code}]\n\n[{columns} columns]\n{even(told, scene)}\n"
+    for line in ("map fence --yes s1", "map fence --yes s0", "map remove --yes"):
+        code, told = run(line)
+        transcript += f"$ esp {line}\n[exit code {code}]\n\n{even(told, scene)}\n"
     transcript = re.sub(r"\d{4}-\d\d-\d\dT[\d:]+", "2026-11-30T12:00:00", transcript)
     transcript = re.sub(r'("by": ")[^"]+', r"\1root@host", transcript)
     is_as_it_was("map.txt", re.sub(r"\b1-[0-9a-f]+", lambda guard: "1-" + "a" * (len(guard[0]) - 2), transcript))

@@ -104,6 +104,31 @@ def test_the_status_page_tells_of_a_change_that_is_half_done(mapped: Mapped, sta
     wait_until(lambda: unfinished() == "")
 
 
+def test_a_restored_shard_is_served_again_once_it_has_a_new_guard(mapped: Mapped, start_esp: Esps) -> None:
+    old = mapped.now
+    mapped.move(b"r", None, "s1")
+    esp = start_esp.launch("-c", mapped.path, config=mapped.path)
+    esp.wait_ready()
+    mapped.hold("s1", old)  # a backup from before the move
+    with kv_of(esp) as kv:
+        kv.Put(Put(key=b"a", value=b"1"), timeout=20)
+        with pytest.raises(grpc.RpcError, match="restored from a backup"):
+            kv.Put(Put(key=b"z", value=b"1"), timeout=20)
+        assert run_esp("map", "fence", "s1", "--yes", "-c", mapped.path)[0] == 0
+        kv.Put(Put(key=b"z", value=b"2"), timeout=20)
+        assert mapped.read("s1", b"z") == [(b"z", b"2")]
+        mapped.hold("s0", old, guard=f"1-{0:032x}")  # which decides on changes
+        with pytest.raises(grpc.RpcError, match="restored from a backup"):
+            kv.Put(Put(key=b"a", value=b"2"), timeout=20)
+        assert run_esp("map", "fence", "s0", "--yes", "-c", mapped.path)[0] == 0
+        for key in (b"a", b"z"):
+            kv.Put(Put(key=key, value=b"3"), timeout=20)
+        assert run_esp("map", "remove", "--yes", "-c", mapped.path)[0] == 0
+        with pytest.raises(grpc.RpcError, match="the map was taken away"):
+            kv.Put(Put(key=b"a", value=b"4"), timeout=20)
+    assert mapped.read("s0", b"\0", b"b") == [(b"a", b"3")]
+
+
 def mapped_at() -> str:
     return "2026-11-30T16:00:00Z"
 

@@ -32,6 +32,9 @@ class Mistake(Enum):
     GUARD_WITHOUT_NONCE = auto()
     TOLD_WITHOUT_COMPARISON = auto()
     DECIDED_ANYWHERE = auto()
+    FENCE_WITHOUT_COMPARISON = auto()
+    FENCE_WITHOUT_DECISION = auto()
+    ANCHOR_FENCED_ALONE = auto()
 
 
 @dataclass(frozen=True)
@@ -44,10 +47,11 @@ class Map:
 
 
 class Next(NamedTuple):
-    """A change that the anchor has decided: from one map to another."""
+    """A change that the anchor has decided: from one map to another. `restored` get new guards, and no key moves."""
 
     old: Map
     new: Map
+    restored: frozenset[str] = frozenset()
 
 
 @dataclass
@@ -77,11 +81,18 @@ class Call(NamedTuple):
 
 
 class Mover:
-    """A change that somebody carries out, step by step. `left` are the steps to do."""
+    """A change that somebody carries out, step by step. `left` are the steps to do, `looked` the guards seen last."""
 
     def __init__(self, change: Next, *, open_first: bool = False) -> None:
         self.change = change
-        old, new = change
+        self.looked: dict[str, str] = {}
+        old, new, restored = change
+        if restored:
+            renewed = [name for name in SHARDS if old.guards[name] != new.guards[name]]
+            fences = [(step, name) for name in renewed for step in ("look", "fence")]
+            told = [("tell", name) for name in SHARDS if name not in renewed]
+            self.left = [*fences, *told, ("finish", ANCHOR)]
+            return
         [self.key] = [key for key in KEYS if old.owner[key] != new.owner[key]]
         self.source, self.target = old.owner[self.key], new.owner[self.key]
         steps = [("cut", self.source), ("copy", self.target), ("open", self.target)]
@@ -111,6 +122,8 @@ class World:
         self.movers: list[Mover] = []
         self.truth: dict[str, int | None] = dict.fromkeys(KEYS)
         self.backups: list[dict[str, Shard]] = []
+        self.hidden: set[str] = set()  # restored, under addresses that no proxy and no mover of before has
+        self.fencing: Next | None = None  # the decision that gives these new guards
         self.back_up()
 
     def guard(self, epoch: int) -> str:
@@ -124,7 +137,7 @@ class World:
 
         An older one than its own only if all shards tell nothing newer: then all of them were restored.
         """
-        told = {name: self.shards[name].map for name in reached}
+        told = {name: self.shards[name].map for name in reached if name not in self.hidden}
         if told:
             newest = max(told.values(), key=_epoch)
             if newest.epoch > self.proxies[proxy].epoch or len(told) == len(SHARDS):
@@ -140,6 +153,8 @@ class World:
     def arrive(self, call: Call) -> bool:
         """A shard executes a call, as one transaction; False if it refuses, and then it has done nothing."""
         self.sent.remove(call)
+        if call.shard in self.hidden:
+            return False
         shard = self.shards[call.shard]
         compares = call.value is not None or self.mistake is not Mistake.READS_WITHOUT_COMPARISON
         if compares and not self.accepts(call.shard, call.known):
@@ -153,7 +168,9 @@ class World:
         return True
 
     def accepts(self, name: str, known: Map) -> bool:
-        """Whether the comparison of a proxy that knows this map succeeds on a shard."""
+        """Whether the comparison of a proxy that knows this map succeeds on a shard, and the proxy gets there."""
+        if name in self.hidden:
+            return False
         shard, guard = self.shards[name], known.guards[name]
         if self.mistake is Mistake.GUARD_BY_REVISION:
             return shard.guard_revision in self._revisions.get((name, guard), ())
@@ -162,7 +179,12 @@ class World:
     # Changes of the map.
 
     def decide(self, key: str, target: str) -> Mover | None:
-        """Somebody who has read all maps decides on the anchor that a key moves; None if the anchor refuses."""
+        """Somebody who has read all maps decides on the anchor that a key moves; None if the anchor refuses.
+
+        Not while a shard is not reached, or has another guard than the map says.
+        """
+        if self.hidden:
+            return None
         old = max((shard.map for shard in self.shards.values()), key=_epoch)
         anchor, source = self.shards[ANCHOR], old.owner[key]
         if source == target:
@@ -203,8 +225,20 @@ class World:
         return True
 
     def _done(self, mover: Mover, step: str, name: str) -> bool:
-        old, new = mover.change
+        old, new, restored = mover.change
         shard = self.shards[name]
+        if step == "look":
+            if self.mistake is not Mistake.FENCE_WITHOUT_DECISION and self.shards[ANCHOR].next != mover.change:
+                return False
+            mover.looked[name] = shard.guard if name in restored else old.guards[name]
+            return True
+        if step == "fence":
+            if shard.guard != mover.looked[name] and self.mistake is not Mistake.FENCE_WITHOUT_COMPARISON:
+                return shard.guard == new.guards[name]
+            self.put_guard(name, new)
+            return True
+        if name in self.hidden and not restored:
+            return False
         if step in ("cut", "open"):
             return self._install(name, old, new)
         if step == "copy":
@@ -236,7 +270,7 @@ class World:
         self._revisions.setdefault((name, shard.guard), set()).add(shard.guard_revision)
 
     def _copied(self, mover: Mover) -> bool:
-        old, new = mover.change
+        old, new, _ = mover.change
         source, target = self.shards[mover.source], self.shards[mover.target]
         if self.mistake is not Mistake.COPY_WITHOUT_COMPARISON:
             if target.guard != old.guards[mover.target]:
@@ -261,28 +295,72 @@ class World:
         self.backups.append(copy.deepcopy(self.shards))
 
     def restore(self, names: Collection[str], backup: int) -> None:
-        """Restores shards from a backup, and gives them new guards before any proxy reaches them.
+        """Restores shards from a backup, under addresses that nobody has.
 
-        What the shards have forgotten is no more the truth. Not while a change is under way.
+        The backup may have been made in the midst of a change. What the shards have forgotten is no more the truth.
         """
-        shards = self.backups[backup]
-        newest = max((shard.map for name, shard in self.shards.items() if name not in names), key=_epoch, default=None)
         for name in names:
-            self.shards[name] = copy.deepcopy(shards[name])
-        if newest is None:
-            newest = max((self.shards[name].map for name in names), key=_epoch)
-        epoch = newest.epoch + 1
-        new = Map(epoch, newest.owner, {**newest.guards, **{name: self.guard(epoch) for name in names}})
+            self.shards[name] = copy.deepcopy(self.backups[backup][name])
+            self.hidden.add(name)
+        self.fencing = None
+        self.movers = [mover for mover in self.movers if not mover.change.restored & set(names)]
+
+    def fence(self) -> Mover | None:
+        """Somebody decides that the restored shards get new guards; None if that is refused.
+
+        With the anchor all shards get new ones: a change may have been decided there that the backup does not know of,
+        and whoever has read it may sleep. Then all shards have to be asked. The newest map of those counts that were
+        not restored: a backup may be of a time that is forgotten.
+        """
+        anchor, restored = self.shards[ANCHOR], frozenset(self.hidden)
+        old = self._newest_beside(restored)
+        if ANCHOR not in restored and (anchor.next is not None or anchor.map != old):
+            return None
+        if any(self.shards[name].guard != old.guards[name] for name in SHARDS if name not in restored):
+            return None  # a change was half done
+        epoch = max(shard.map.epoch for shard in self.shards.values()) + 1  # also above one of a forgotten history
+        all_of_them = ANCHOR in restored and self.mistake is not Mistake.ANCHOR_FENCED_ALONE
+        renewed = SHARDS if all_of_them else restored
+        new = Map(epoch, old.owner, {**old.guards, **{name: self.guard(epoch) for name in sorted(renewed)}})
         self.maps.append(new)
-        for name in SHARDS:
-            if name in names:
-                self.shards[name].next = None
-                self.put_guard(name, new)
-            else:
-                self.shards[name].map = new
+        anchor.write()
+        anchor.next = self.fencing = Next(old, new, restored)
+        mover = Mover(anchor.next)
+        self.movers.append(mover)
+        return mover
+
+    def show(self) -> bool:
+        """Gives the restored shards addresses that all have; False if that must not be done yet.
+
+        What they have forgotten is no more the truth.
+        """
+        newest = max((shard.map for shard in self.shards.values()), key=_epoch)
+        if self.fencing is None or self.is_changing or any(self.shards[name].map != newest for name in self.hidden):
+            return False
         for key in KEYS:
-            if new.owner[key] in names:
-                self.truth[key] = self.shards[new.owner[key]].data.get(key)
+            if newest.owner[key] in self.hidden:
+                self.truth[key] = self.shards[newest.owner[key]].data.get(key)
+        self.hidden.clear()
+        self.fencing = None
+        return True
+
+    @property
+    def is_half_done(self) -> bool:
+        """Whether some shard has another guard than the newest map says: then the anchor must not be restored."""
+        return self._is_half_done_beside(())
+
+    @property
+    def is_half_done_beside_the_restored(self) -> bool:
+        """The same of the shards that are not restored."""
+        return self._is_half_done_beside(self.hidden)
+
+    def _is_half_done_beside(self, names: Collection[str]) -> bool:
+        newest = self._newest_beside(names)
+        return any(shard.guard != newest.guards[name] for name, shard in self.shards.items() if name not in names)
+
+    def _newest_beside(self, names: Collection[str]) -> Map:
+        others = [shard.map for name, shard in self.shards.items() if name not in names]
+        return max(others or [shard.map for shard in self.shards.values()], key=_epoch)
 
     # Promises.
 
@@ -306,16 +384,28 @@ class World:
         Raises:
             WrongError: a proxy is not served.
         """
-        if (mover := self.resume()) is not None:
-            while mover.left:
-                if not self.step(mover):
-                    raise WrongError(f"{mover.change.new} cannot be finished")
-                self.check()
+        if ANCHOR not in self.hidden or self.shards[ANCHOR].next == self.fencing:
+            self._finish()
+        if self.hidden and not self.show():
+            if self.fence() is None:
+                if ANCHOR in self.hidden and self.is_half_done_beside_the_restored:
+                    return  # a decision is lost and half done: nobody is served wrongly, and people have to help
+                raise WrongError(f"{sorted(self.hidden)} get no guards")
+            self._finish()
+            if not self.show():
+                raise WrongError(f"{sorted(self.hidden)} do not come back")
         for proxy in self.proxies:
             self.learn(proxy, SHARDS)
             for key in KEYS:
                 if not self.arrive(self.send(proxy, key, writes=True)):
                     raise WrongError(f"{proxy} is not served for {key}")
+
+    def _finish(self) -> None:
+        if (mover := self.resume()) is not None:
+            while mover.left:
+                if not self.step(mover):
+                    raise WrongError(f"{mover.change.new} cannot be finished")
+                self.check()
 
 
 def _epoch(known: Map) -> int:

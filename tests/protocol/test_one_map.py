@@ -7,7 +7,7 @@ from hypothesis import Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule, run_state_machine_as_test
 
-from tests.protocol.one_map import KEYS, SHARDS, Mistake, Mover, World, WrongError
+from tests.protocol.one_map import ANCHOR, KEYS, SHARDS, Mistake, Mover, World, WrongError
 
 keys = st.sampled_from(KEYS)
 shards = st.sampled_from(SHARDS)
@@ -84,15 +84,39 @@ class Calls(Moves):
 class Protocol(Calls):
     """Also backups, and times at which all is finished."""
 
-    @precondition(lambda self: not self.world.is_changing and len(self.world.backups) < 4)
+    @precondition(lambda self: len(self.world.backups) < 4)
     @rule()
     def a_backup_is_made(self) -> None:
         self.world.back_up()
 
-    @precondition(lambda self: not self.world.is_changing)
+    @precondition(lambda self: not self.world.is_changing and not self.world.hidden)
     @rule(data=st.data(), names=st.sets(shards, min_size=1))
     def shards_are_restored(self, data: st.DataObject, names: set[str]) -> None:
         self.world.restore(sorted(names), data.draw(st.integers(0, len(self.world.backups) - 1)))
+
+    @precondition(lambda self: not self.world.is_changing and not self.world.hidden)
+    @rule(data=st.data(), names=st.sets(shards, min_size=1))
+    def shards_are_restored_and_come_back_at_once(self, data: st.DataObject, names: set[str]) -> None:
+        self.shards_are_restored(data=data, names=names)
+        self.go_on(self.world.fence(), 9)
+        assert self.world.show()
+
+    @precondition(lambda self: not self.world.is_half_done and not self.world.hidden)
+    @rule(data=st.data())
+    def the_anchor_is_restored_and_a_decision_may_be_lost(self, data: st.DataObject) -> None:
+        self.world.restore([ANCHOR], data.draw(st.integers(0, len(self.world.backups) - 1)))
+
+    @precondition(lambda self: self.world.hidden)
+    @rule(steps=st.integers(0, 9))
+    def restored_shards_get_guards(self, steps: int) -> None:
+        self.go_on(self.world.fence(), steps)
+        self.world.show()
+
+    @precondition(lambda self: self.world.hidden)
+    @rule()
+    def restored_shards_come_back(self) -> None:
+        self.go_on(self.world.resume(), 9)
+        self.world.show()
 
     @precondition(lambda self: self.mistake in (None, Mistake.DECIDED_ANYWHERE))  # others have to give a wrong answer
     @rule()
@@ -106,7 +130,12 @@ MACHINES = {
     Mistake.COPY_WITHOUT_COMPARISON: Moves,
 }
 """The least that has to happen for a mistake to show, where all else that happens would hide it for long."""
-SCRIPTED = {Mistake.TOLD_WITHOUT_COMPARISON}
+SCRIPTED = {
+    Mistake.TOLD_WITHOUT_COMPARISON,
+    Mistake.FENCE_WITHOUT_COMPARISON,
+    Mistake.FENCE_WITHOUT_DECISION,
+    Mistake.ANCHOR_FENCED_ALONE,
+}
 """Mistakes that take too many steps in one order for chance to find them."""
 HOLDS = settings(max_examples=40, stateful_step_count=40, deadline=None)
 FINDS = settings(
@@ -143,12 +172,49 @@ def test_who_slept_while_all_shards_were_restored_leaves_no_forgotten_map_behind
             assert world.step(sleeps)
         finish(world, world.resume())
         world.restore(SHARDS, 0)
+        finish(world, world.fence())
+        assert world.show()
         finish(world, sleeps)
         world.settle()
 
     settled(None)
     with pytest.raises(WrongError, match="p is not served for k"):
         settled(Mistake.TOLD_WITHOUT_COMPARISON)
+
+
+def test_who_slept_while_a_restored_shard_got_a_guard_does_not_give_it_back() -> None:
+    def settled(mistake: Mistake | None) -> None:
+        world = World(mistake)
+        world.restore(["b"], 0)
+        sleeps = world.fence()
+        assert sleeps is not None
+        if mistake is not Mistake.FENCE_WITHOUT_DECISION:
+            assert world.step(sleeps)  # it has looked
+        finish(world, world.resume())
+        assert world.show()
+        finish(world, world.decide("l", "c"))
+        finish(world, sleeps)
+        world.settle()
+
+    settled(None)
+    for mistake in (Mistake.FENCE_WITHOUT_COMPARISON, Mistake.FENCE_WITHOUT_DECISION):
+        with pytest.raises(WrongError, match="l is accepted by"):
+            settled(mistake)
+
+
+def test_a_decision_that_a_restored_anchor_has_lost_is_never_carried_out() -> None:
+    def settled(mistake: Mistake | None) -> None:
+        world = World(mistake)
+        sleeps = world.decide("l", "c")
+        world.restore([ANCHOR], 0)
+        finish(world, world.fence())
+        assert world.show()
+        finish(world, sleeps)
+        world.settle()
+
+    settled(None)
+    with pytest.raises(WrongError, match="is not served for"):
+        settled(Mistake.ANCHOR_FENCED_ALONE)
 
 
 def finish(world: World, mover: Mover | None) -> None:

@@ -25,7 +25,10 @@ def judge_shared_map(config: Config, held: Mapping[str, Held | Status]) -> tuple
         text = f"a change of the map on the shards to epoch {epoch} is half done; {told.change.cure}"
         problems.append(Finding(Kind.MAP, (), None, text))
     for name in told.unfenced:
-        text = "has not the guard of the map on the shards: data was lost there, or restored from a backup"
+        text = (
+            "has not the guard of the map on the shards: data was lost there, or restored from a backup; "
+            "esp map fence gives it a new one"
+        )
         problems.append(Finding(Kind.MAP, (name,), None, text))
     for name in told.behind:
         if name not in told.unfenced:

@@ -32,6 +32,7 @@ from esp.core.shared_map.value import (
     as_json,
     decode,
     first,
+    with_new_guards,
     with_shards,
 )
 from esp.core.shared_map.watching import watch
@@ -87,6 +88,7 @@ __all__ = [
     "steps",
     "tell",
     "watch",
+    "with_new_guards",
     "with_shards",
     "without_history",
 ]

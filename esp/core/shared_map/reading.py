@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import GUARD_KEY, RANGE, Shard, ask_all_for_esp
-from esp.core.shared_map.change import Next, decode_next, look
+from esp.core.shared_map.change import Next, Values, decode_next, look
 from esp.core.shared_map.moved import Moved, noted
 from esp.core.shared_map.value import MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
 from esp.core.wire.status import Status
@@ -30,6 +30,7 @@ class Held:
         faults: what cannot be read, and why: clauses that begin with what it is.
         cluster_id: the id of the etcd cluster.
         guard_revision: the shard's revision at which the guard was written; 0 if there is none.
+        values: the bytes of all three.
     """
 
     guard: str | None
@@ -39,6 +40,7 @@ class Held:
     faults: tuple[str, ...] = ()
     cluster_id: int = 0
     guard_revision: int = 0
+    values: Values = field(default=Values(None, None, None), repr=False, compare=False)
 
     @property
     def is_empty(self) -> bool:
@@ -65,7 +67,13 @@ def held_in(keys: Iterable[kv_pb2.KeyValue], header: rpc_pb2.ResponseHeader) -> 
             faults.append(f"its next map {error}")
     guard = values.get(GUARD_KEY)
     text = None if guard is None else guard.decode("ascii", "replace")[:64]
-    return Held(text, shared, change, data or b"", tuple(faults), header.cluster_id, revision)
+    raw = Values(guard, data, following)
+    return Held(text, shared, change, data or b"", tuple(faults), header.cluster_id, revision, raw)
+
+
+def held_in_range(answer: rpc_pb2.RangeResponse) -> Held:
+    """What a shard holds that has answered `look` so."""
+    return held_in(answer.kvs, answer.header)
 
 
 async def read(shards: Iterable[Shard], seconds: float) -> dict[str, Held | Status]:
@@ -74,10 +82,7 @@ async def read(shards: Iterable[Shard], seconds: float) -> dict[str, Held | Stat
     Each answer is linearizable: no change that was acknowledged before is missing in it.
     """
     answers = await ask_all_for_esp(shards, RANGE, look(), seconds=seconds)
-    return {
-        name: answer if isinstance(answer, Status) else held_in(answer.kvs, answer.header)
-        for name, answer in answers.items()
-    }
+    return {name: answer if isinstance(answer, Status) else held_in_range(answer) for name, answer in answers.items()}
 
 
 def moves_of(shared: SharedMap, told: Mapping[str, Held | Status]) -> tuple[Moved, ...]:

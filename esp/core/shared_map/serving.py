@@ -78,6 +78,8 @@ async def first_map(config: Config) -> Config:
                     if await is_auth_on(shard, ANSWER_SECONDS):
                         raise NoMapError(f"{shard_called(name)} cannot be used: {too_old(shard.version)}")
     told = _told(found)
+    if told is not None and told.change is not None and told.change.removes:
+        raise NoMapError("the map is being taken from the shards; esp map finish goes on with that")
     if told is not None:
         return served(config, told.map, found)
     silent = [f"{name}: {held.message}" for name, held in found.items() if isinstance(held, Status)]

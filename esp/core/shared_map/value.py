@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Final
@@ -157,6 +157,31 @@ def with_shards(
 def changed(before: SharedMap, after: ShardMap, at: str, by: str, what: str) -> tuple[Change, ...]:
     """The last changes, with the one that leads to the map after."""
     return (*before.changes, _change(after, at, by, what))[-MAX_CHANGES:]
+
+
+def with_new_guards(
+    before: SharedMap,
+    names: Collection[str],
+    *,
+    at: str,
+    by: str,
+    what: str,
+    moves: Sequence[Moved] | None = None,
+    epoch: int = 0,
+    nonce: Nonce = fresh_nonce,
+) -> SharedMap:
+    """A later map, with the same owners of all keys, and other guards of these shards.
+
+    `moves` are those of `before` with all numbers that are known, and without what restored shards have lost. `epoch`
+    is a higher one than the next, if a restored shard has a map of a time that is forgotten.
+
+    Raises:
+        MapFormatError: the map is too large.
+    """
+    after = ShardMap(before.names, max(epoch, before.epoch + 1), before.map.starts, before.map.owners)
+    guards = {name: f"{after.epoch}-{nonce()}" if name in names else guard for name, guard in before.guards.items()}
+    kept = before.moves if moves is None else tuple(moves)
+    return checked(SharedMap(after, before.anchor, guards, changed(before, after, at, by, what), kept))
 
 
 def checked(shared: SharedMap) -> SharedMap:

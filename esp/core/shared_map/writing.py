@@ -10,9 +10,9 @@ from typing import Final
 
 from esp.core import errors
 from esp.core.pb import rpc_pb2
-from esp.core.shard import TXN, Shard, ask_for_esp
-from esp.core.shared_map.change import Kind, Next, Step, advance, decision, steps, transaction
-from esp.core.shared_map.reading import Held, held_in
+from esp.core.shard import RANGE, TXN, Shard, ask_for_esp
+from esp.core.shared_map.change import Kind, Next, Step, advance, decision, look, steps, transaction
+from esp.core.shared_map.reading import Held, held_in, held_in_range
 from esp.core.shared_map.value import SharedMap
 from esp.core.wire.status import RpcError
 from esp.core.wording import shard_called
@@ -48,15 +48,22 @@ class Outcome:
     why: str = ""
 
 
-async def decide(anchor: Shard, change: Next) -> None:
+async def decide(anchor: Shard, change: Next, held: Held | None = None) -> None:
     """Decides on a change. Also if the same change was decided before, and is not carried out yet.
+
+    Args:
+        anchor: the anchor.
+        change: the change.
+        held: what the anchor holds, if it was restored: an older map, and perhaps a change of long ago.
 
     Raises:
         ChangeError: the anchor holds another map, or another change is decided there; or it is not known what the
             anchor has done.
     """
     try:
-        answer = await ask_for_esp(anchor, TXN, decision(change), seconds=CALL_SECONDS)
+        answer = await ask_for_esp(
+            anchor, TXN, decision(change, None if held is None else held.values), seconds=CALL_SECONDS
+        )
     except RpcError as error:
         raise ChangeError(
             f"{shard_called(anchor.name)} decides on the map, and does not answer: "
@@ -64,13 +71,13 @@ async def decide(anchor: Shard, change: Next) -> None:
         ) from None
     if answer.succeeded:
         return
-    held = _held(answer)
-    if held.next == change:
+    found = _held(answer)
+    if found.next == change:
         return
-    if held.next is not None or held.faults:
-        cure = "esp map show tells more" if held.next is None else held.next.cure
+    if held is None and (found.next is not None or found.faults):
+        cure = "esp map show tells more" if found.next is None else found.next.cure
         raise ChangeError(f"another change is decided and not carried out yet; {cure}")
-    was = "no map" if held.map is None else f"the map of epoch {held.map.epoch}"
+    was = "no map" if found.map is None else f"the map of epoch {found.map.epoch}"
     raise ChangeError(f"{shard_called(anchor.name)} holds {was} by now; look again")
 
 
@@ -109,7 +116,7 @@ async def carry_out(
     for step in steps(change):
         shard = shards.get(step.shard)
         if shard is not None:
-            outcome = await _take(step, change, shard)
+            outcome = await _take(step, change, shard, shards.get(change.after.anchor))
             if outcome.how is How.OPEN:
                 opened = change.opened()
                 await go_over(shards[change.after.anchor], change, opened)
@@ -130,13 +137,21 @@ async def tell(shared: SharedMap, shard: Shard) -> Outcome:
     Raises:
         ChangeError: the shard has another guard than the map says.
     """
-    return await _take(Step(Kind.TELL, shard.name), Next(None, shared), shard)
+    outcome = await _take(Step(Kind.TELL, shard.name), Next(None, shared), shard)
+    if outcome.how is How.WAITS:
+        raise ChangeError(f"{shard_called(shard.name)} {outcome.why}")
+    return outcome
 
 
-async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
-    held = b""
+async def _take(step: Step, change: Next, shard: Shard, anchor: Shard | None = None) -> Outcome:
+    held: bytes | None = b""
     for _ in range(_TRIES):
         try:
+            if step.kind is Kind.FENCE:
+                seen = await _seen(change, shard, anchor)
+                if _is_done(step, change, seen):
+                    return Outcome(step, How.ALREADY)
+                held = seen.values.guard
             answer = await ask_for_esp(shard, TXN, transaction(change, step, held), seconds=CALL_SECONDS)
         except RpcError as error:
             why = errors.undecided(error.status).message
@@ -154,10 +169,39 @@ async def _take(step: Step, change: Next, shard: Shard) -> Outcome:
             if found.guard in change.guards_of(step.shard):
                 held = found.guard.encode()
                 continue
-        if step.kind is not Kind.TELL or found.guard != change.after.guards[step.shard] or not found.map_bytes:
+        if step.kind is Kind.FENCE:
+            continue
+        if step.kind is not Kind.TELL:
+            break
+        if found.guard != change.result.guards[step.shard]:
+            # Its data was lost, or restored. That must not hold up a change, else it could never get a new guard.
+            return Outcome(step, How.WAITS, _fault(found))
+        if not found.map_bytes:
             break
         held = found.map_bytes
     raise ChangeError(f"{shard_called(step.shard)} {_fault(found)}")
+
+
+async def _seen(change: Next, shard: Shard, anchor: Shard | None) -> Held:
+    """What a shard holds that gets a new guard, while the change stands.
+
+    Raises:
+        ChangeError: the change is not decided any more; who goes on with it has slept.
+        RpcError: a shard's.
+    """
+    seen = held_in_range(await ask_for_esp(shard, RANGE, look(), seconds=CALL_SECONDS))
+    if seen.guard == change.after.guards[shard.name]:
+        return seen
+    if shard.name not in change.restored:
+        assert change.before is not None, "the first map renews no guard"
+        if seen.guard != change.before.guards[shard.name]:
+            raise ChangeError(f"{shard_called(shard.name)} {_fault(seen)}")
+        return seen
+    if anchor is None:
+        raise ChangeError(f"the change needs {shard_called(change.after.anchor)}, which is not reached")
+    if held_in_range(await ask_for_esp(anchor, RANGE, look(), seconds=CALL_SECONDS)).next != change:
+        raise ChangeError("somebody else has carried out the change, or another one stands in its place")
+    return seen
 
 
 def _is_done(step: Step, change: Next, found: Held) -> bool:
@@ -171,6 +215,14 @@ def _is_done(step: Step, change: Next, found: Held) -> bool:
             return found.guard is None
         case Kind.TELL:
             return found.guard == after.guards[step.shard] and found.map is not None and found.map.epoch >= after.epoch
+        case Kind.FENCE:
+            return found.guard == after.guards[step.shard] and found.map is not None and found.map.epoch >= after.epoch
+        case Kind.FORGET:
+            return not found.map_bytes and found.guard in (None, after.guards[step.shard])
+        case Kind.RELEASE:
+            return found.guard is None
+        case Kind.END:
+            return found.is_empty
         case Kind.FINISH:
             return found.next != change and found.map is not None and found.map.epoch >= after.epoch
 

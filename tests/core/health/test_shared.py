@@ -55,7 +55,8 @@ def test_shards_that_do_not_stand_to_the_map() -> None:
     texts = {shards: text for shards, text in found(told) if shards}
     assert texts == {
         ("b",): "has an older map than the other shards; esp map finish tells it the newest",
-        ("c",): "has not the guard of the map on the shards: data was lost there, or restored from a backup",
+        ("c",): "has not the guard of the map on the shards: data was lost there, or restored from a backup; "
+        "esp map fence gives it a new one",
     }
 
 
