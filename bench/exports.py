@@ -152,7 +152,8 @@ def config_of(folder: Path, shards: Sequence[LocalEtcd]) -> Path:
         {"name": name, "endpoints": [etcd.endpoint], "ranges": [{"start": bounds[n], "end": bounds[n + 1]}]}
         for n, (name, etcd) in enumerate(zip("abc", shards, strict=True))
     ]
-    config.write_text(json.dumps({"shards": entries}))
+    # Of a machine that is busy with a million keys nobody asks for an answer within a second.
+    config.write_text(json.dumps({"shards": entries, "limits": {"connect_timeout": 30}}))
     return config
 
 

@@ -75,6 +75,7 @@ def pytest_configure(config: pytest.Config) -> None:
 _LONG = [
     f"{name}.py"
     for name in (
+        "commands/test_export_many",
         "integration/test_etcdctl_matrix",
         "bench/chaos/test_run",
         "foreign/test_trials",

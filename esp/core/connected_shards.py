@@ -23,6 +23,7 @@ from esp.core.wire.transport import TICK_SECONDS
 from esp.core.wording import all_cured, shard_quoted
 
 CONNECT_SECONDS: Final = 3.0
+"""For which a shard is waited for, unless the config's `connect_timeout` is longer."""
 _POLL_SECONDS: Final = 0.01
 
 
@@ -35,10 +36,10 @@ async def connected(config: Config) -> AsyncIterator[dict[str, Shard]]:
     """The shards by name, connected, for as long as the block runs.
 
     Raises:
-        UnreachableError: a shard cannot be connected to within CONNECT_SECONDS.
+        UnreachableError: a shard cannot be connected to within CONNECT_SECONDS, or the config's `connect_timeout`.
     """
     context, files = WireContext(config.limits), TlsFiles()
-    until = monotonic() + CONNECT_SECONDS
+    until = monotonic() + max(CONNECT_SECONDS, config.limits.connect_timeout)
     async with Background() as background:
         shards = [client_of(config, shard, context, background, files) for shard in config.shards]
         for shard in shards:
@@ -70,7 +71,7 @@ async def answering(config: Config) -> AsyncIterator[tuple[dict[str, Shard], dic
     Their clients compare nothing.
     """
     context, files = WireContext(config.limits), TlsFiles()
-    until = monotonic() + CONNECT_SECONDS
+    until = monotonic() + max(CONNECT_SECONDS, config.limits.connect_timeout)
     async with Background() as background:
         shards = {shard.name: Shard.of(shard, context, background, files) for shard in config.shards}
         for shard in shards.values():
