@@ -164,6 +164,21 @@ def test_answers_over_shards_come_whole_however_large_they_are(large: EspProcess
     assert "a call fails" not in large.log()
 
 
+def test_large_answers_over_shards_at_once_on_one_channel_come_whole(large: EspProcess) -> None:
+    """Twice 160 MB are asked for at once, and esp may hold 80."""
+    reads = [
+        Request(key=b"a", range_end=b"k"),
+        Request(**EVERYTHING, sort_order=Request.DESCEND),
+        Request(**EVERYTHING),
+    ]
+    with any_size(large) as channel:
+        kv = rpc_pb2_grpc.KVStub(channel)
+        for _ in range(3):
+            calls = [kv.Range.future(read, timeout=60) for read in reads for _ in range(2)]
+            assert [len(call.result().kvs) for call in calls] == [40, 40, KEYS, KEYS, KEYS, KEYS]
+    assert "a call fails" not in large.log()
+
+
 def test_clients_that_do_not_read_large_answers_hold_no_more_than_may_be_held(large: EspProcess) -> None:
     """Six times 60 MB are asked for; one's calls end for another, and whoever reads gets all of its answer."""
     asked = Request(**EVERYTHING, sort_target=Request.VALUE, sort_order=Request.ASCEND).SerializeToString()
