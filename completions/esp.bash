@@ -215,7 +215,7 @@ _esp() {
         'map history') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map apply') case $current in -*) _esp_words '--yes -o --output -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
         'map fence') case $current in -*) _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live shards ;; esac ;;
-        'map remove') _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'map remove') _esp_words '--yes --while-served -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map finish') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'plan') _esp_words '--shards --by --depth --from --watch --separator --keep --divide --against --to --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'completion') case $current in -*) _esp_words '-v --verbose -q --quiet --color -h --help' ;; *) _esp_words 'bash zsh fish' ;; esac ;;

@@ -265,6 +265,7 @@ complete -c esp -n '__esp_is map fence' -s q -l quiet -d 'Print only errors, and
 complete -c esp -n '__esp_is map fence' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
 complete -c esp -n '__esp_is map fence' -s h -l help -d 'Show the help and exit.'
 complete -c esp -n '__esp_is map remove' -l yes -d 'Do it without asking first.'
+complete -c esp -n '__esp_is map remove' -l while-served -d 'Do it although proxies are registered.'
 complete -c esp -n '__esp_is map remove' -s o -l output -r -f -a 'table json' -d 'Output format.'
 complete -c esp -n '__esp_is map remove' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
 complete -c esp -n '__esp_is map remove' -s v -l verbose -d 'Tell on stderr what is done.'

@@ -149,14 +149,19 @@ def fence(
         _DONE_BY,
     )
 )
-def remove(yes: YesOption = False, output: OutputOption = Format.TABLE, config: ConfigOption = None) -> None:
+def remove(
+    yes: YesOption = False,
+    while_served: Annotated[bool, flag("--while-served", about="Do it although proxies are registered.")] = False,
+    output: OutputOption = Format.TABLE,
+    config: ConfigOption = None,
+) -> None:
     """Take the map from the shards, back to a map in each proxy's file.
 
     All shards must answer. Proxies that serve by the map refuse all calls from then on: stop them first.
     """
     from esp.commands import map_remove as module
 
-    module.remove(config, output, module.confirming(yes))
+    module.remove(config, output, module.confirming(yes), while_served=while_served)
 
 
 @commands.command(

@@ -281,6 +281,8 @@ async def _serve(
                 raise CommandError(f"{shard_quoted(shard.name)} cannot be served: {reason}")
         if missing is not None and config.map == "file":
             await _refuse_if_mapped(proxy)
+        if missing is not None and proxy.together is not None:
+            await proxy.together.begin()
         if missing is not None:
             await service.serves(proxy, missing)
             if isinstance(service, Service):

@@ -16,6 +16,7 @@ from esp.core.background import all_of
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError, connected
 from esp.core.lease_sync import CALL_SECONDS, Copied, CopyTtl, call, copy, each, revoke, time_to_live
+from esp.core.own_keys import is_own_lease
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
 from esp.core.shared_map import DisagreeError, newest, read
@@ -240,4 +241,4 @@ async def _must_stand(config: Config, shards: Mapping[str, Shard]) -> None:
 
 async def _leases(shard: Shard) -> set[int]:
     answer = await call(shard, LEASE_LEASES, rpc_pb2.LeaseLeasesRequest())
-    return {lease.ID for lease in answer.leases}
+    return {lease.ID for lease in answer.leases if not is_own_lease(lease.ID)}

@@ -11,6 +11,10 @@ from typing import Final
 from esp.core import errors
 from esp.core.keys import OPEN_END
 
+LEASES: Final = 0x6573_7070_726F_7800
+"""The lease of the proxy with the number 0; that of number N is N above. No etcd makes such an id by itself in this
+century: the middle bits of its ids are a time in milliseconds."""
+MOST_LEASES: Final = 64
 FIRST: Final = b"\x01"
 """The first key that is not esp's own."""
 
@@ -18,6 +22,11 @@ FIRST: Final = b"\x01"
 def is_own(key: bytes) -> bool:
     """Whether a key is esp's own."""
     return key[:1] == b"\0"
+
+
+def is_own_lease(lease_id: int) -> bool:
+    """Whether a lease is esp's own: that of a proxy."""
+    return LEASES <= lease_id < LEASES + MOST_LEASES
 
 
 def clipped(key: bytes, range_end: bytes) -> bytes:

@@ -45,6 +45,7 @@ from esp.core.shard import Shard
 from esp.core.shared_tokens import Part
 from esp.core.sockets import Bound
 from esp.core.tls_files import TlsFiles
+from esp.core.together import Together
 from esp.core.tokens import MARK, Tokens
 from esp.core.traces import Traces
 from esp.core.ui.pages import StatusPage
@@ -94,6 +95,7 @@ class Proxy:
         routing: the layout in force, and the tokens.
         running: the clients of shards.
         tls_files: the certificates of the listeners and of esp at the shards.
+        together: the other proxies of the same shards; None if the map is in the file.
         traces: keeps the spans of traced calls; None if no call is traced.
 
     Raises:
@@ -148,7 +150,27 @@ class Proxy:
             if config.guards is None
             else Rerouting(lambda: self.routing.layout, self._find, lambda name: self.look_for_map(name), self.rerouted)
         )
-        self._served = served = Served(config, lambda: self.routing, self.context, self.background, self.advertised)
+        self.together = (
+            None
+            if config.guards is None
+            else Together(
+                lambda: self.config,
+                lambda: self.routing,
+                self.background,
+                self.context,
+                self._find,
+                self.advertised,
+                lambda: self.bound,
+            )
+        )
+        self._served = served = Served(
+            config,
+            lambda: self.routing,
+            self.context,
+            self.background,
+            self.advertised,
+            dict if self.together is None else self.together.members,
+        )
         self.gate, self.leases, self.positions = served.gate, served.leases, served.watch.positions
         self._pages = Pages(self.routing, self.background, self.context.counters.pages, self._other_workers)
         self.metrics = Metrics(
@@ -166,6 +188,8 @@ class Proxy:
             )
         )
         self.metrics.more += [lambda: [of_reloads(self.reloads)], self._hot.families]
+        if self.together is not None:
+            self.metrics.more.append(self.together.families)
         self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
         self.moves = LastMoves()
         self._status_page = StatusPage(
@@ -237,6 +261,8 @@ class Proxy:
             self.background.start(self._let_go(left, calls))
         if self.rerouting is not None:
             self.rerouting.installed()
+        if self.together is not None:
+            self.together.installed()
         self.context.flush()
         log.info(
             "layout %d is in force: %s; map %s", layout.epoch, shards_called(layout.shards, FEW), layout.map.fingerprint
@@ -299,7 +325,10 @@ class Proxy:
     def _router_for(self, routing: Routing) -> Router:
         with_numbers = self._status_page if self.config.ui else self._metrics_page
         return self._served.router(
-            routing, self.config, with_numbers if self.config.metrics_for_clients else self._pages
+            routing,
+            self.config,
+            with_numbers if self.config.metrics_for_clients else self._pages,
+            {} if self.together is None else self.together.handlers(),
         )
 
     def _find(self, head: RequestHead) -> Handler:
@@ -363,6 +392,8 @@ class Proxy:
                 raise sockets.cannot_listen(one.listen, self.config.all_listen, error) from None
 
     async def __aexit__(self, *exc: object) -> None:
+        if self.together is not None and not self.is_handing_over():
+            await self.together.hand_on()
         sockets.close(self._bound or ())  # of a proxy that has not accepted
         log.removeHandler(self._status_page.recent)
         self.context.turns.after_work = lambda: None
@@ -371,6 +402,8 @@ class Proxy:
         self._served.watch.is_ending = True
         if not await self._listener.drain(errors.SERVER_STOPPED, self.config.drain_seconds):
             log.warning("some calls were still open after %g s and were cut", self.config.drain_seconds)
+        if self.together is not None:
+            await self.together.end()
         await self.running.gave_up()
         if self.traces is not None:
             await self.traces.close()
@@ -398,6 +431,8 @@ class Proxy:
         """The lines of `/readyz?verbose` about the map of the shards, and the processes that serve together."""
         layout = self.routing.layout
         lines = [f"[+]map of the shards: epoch {layout.epoch}, {layout.map.fingerprint}\n"] if layout.is_guarded else []
+        if self.together is not None:
+            lines += self.together.lines()
         return lines if self._share is None else [*lines, *self._share.lines()]
 
     def share_clients(self, balance: Balance, number: int) -> None:

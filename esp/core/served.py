@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from functools import partial
+from types import MappingProxyType
 
 from esp.core.background import Background
 from esp.core.config import Config
@@ -18,7 +19,7 @@ from esp.core.services.defragment import Defragment
 from esp.core.services.gate import Gate
 from esp.core.services.health import HealthService
 from esp.core.services.kv import Compactions
-from esp.core.services.lease import KEEPALIVE_PATH, Leases
+from esp.core.services.lease import KEEPALIVE_PATH, LEASES_PATHS, Leases
 from esp.core.services.namespace import InNamespace
 from esp.core.services.router import Router
 from esp.core.services.watch import PATH as WATCH_PATH
@@ -35,6 +36,7 @@ class Served:
         config: how to serve.
         routing: tells the routing in force.
         advertised: tells the URLs under which clients reach the proxy.
+        members: tells the URLs of all registered proxies.
 
     Attributes:
         gate: lets calls over several shards begin.
@@ -51,11 +53,13 @@ class Served:
         context: WireContext,
         background: Background,
         advertised: Callable[[], tuple[str, ...]],
+        members: cluster.Members = dict,
     ) -> None:
         self._routing = routing
         self._context = context
         self._background = background
         self._advertised = advertised
+        self._members = members
         self._namespace = None if config.namespace is None else InNamespace(config.namespace)
         self.gate = Gate(context, background, self._calls_sent)
         layout = routing().layout
@@ -93,8 +97,10 @@ class Served:
         self.leases.install(routing.layout)
         self.watch.install(routing)
 
-    def router(self, routing: Routing, config: Config, page: Handler) -> Router:
-        """The router of a layout; `page` serves what is not gRPC."""
+    def router(
+        self, routing: Routing, config: Config, page: Handler, more: Mapping[bytes, Handler] = MappingProxyType({})
+    ) -> Router:
+        """The router of a layout; `page` serves what is not gRPC, `more` are further RPCs of esp's own."""
         gate = self.gate
         guarded = config.guards is not None
         served = {
@@ -115,15 +121,16 @@ class Served:
             **maintenance.handlers(routing, gate),
             **auth.handlers(routing, gate, self._context, GUARD_PERMISSION if guarded else None),
             **Alarms(routing).handlers(gate),
-            **cluster.handlers(routing.identity, self._advertised),
+            **cluster.handlers(routing.identity, self._advertised, self._members),
             **self.health.handlers(),
             **reflection.handlers(),
+            **more,
         }
         if config.defragment == "sequential":
             served |= Defragment(routing.shards).handlers(gate)
-        own = set(reflection.PATHS)  # etcd has none
+        own = {*reflection.PATHS, *more}  # etcd has none
         if guarded:
-            own |= own_keys.NEVER_PASSED
+            own |= {*own_keys.NEVER_PASSED, *LEASES_PATHS, cluster.MEMBER_LIST}
         if routing.layout.former:
             own |= {*kv.AT_REVISIONS, WATCH_PATH}  # they know which revisions mean nothing any more
         if self._namespace is not None or config.advertise:

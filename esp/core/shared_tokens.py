@@ -154,6 +154,10 @@ class Ring:
         else:
             self._cells[_HAS_LOST] = 1
 
+    def numbers(self) -> list[int]:
+        """The numbers with which the process has minted."""
+        return [number for number in range(64) if self._cells[_INSTANCES] >> number & 1]
+
     def name(self, shards: tuple[str, ...]) -> None:
         """Gives each of these shards a place for its highest revision."""
         self._layout(shards)
@@ -325,6 +329,10 @@ class Part:
             if vector is not None:
                 return vector
         return None
+
+    def numbers(self) -> set[int]:
+        """The numbers with which any process has minted."""
+        return {number for ring in self.rings for number in ring.numbers()}
 
     def highest(self, shard: str) -> int | None:
         """The highest revision of a shard in any token of any process; None if it is not known."""

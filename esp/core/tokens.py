@@ -31,10 +31,13 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
+from esp.core.errors import COMPACTED
 from esp.core.wire.context import WireContext
+from esp.core.wire.server_stream import ServerCall
+from esp.core.wire.status import RpcError, Status
 
 EPOCH: Final = 1735689600
 """2025-01-01 in Unix time."""
@@ -101,6 +104,31 @@ class Position(NamedTuple):
         return revision + min(self.offset, 1) if revision else 0
 
 
+class UnknownTokenError(RpcError):
+    """A token that this process does not know, and another proxy may.
+
+    Attributes:
+        token: the token.
+    """
+
+    def __init__(self, token: int, status: Status) -> None:
+        super().__init__(status)
+        self.token = token
+
+
+class Elsewhere(Protocol):
+    """The tokens of other proxies."""
+
+    def may_know(self, token: int) -> bool:
+        """Whether another proxy has to be asked for a token before it counts as unknown."""
+
+    def take(self, stream: ServerCall, message: bytes, error: UnknownTokenError) -> None:
+        """Takes over a call with an unknown token: it begins anew when the token is known, or known by nobody."""
+
+    async def learn(self, token: int) -> None:
+        """Returns when the token is known, or known by nobody."""
+
+
 class Shared(Protocol):
     """The tokens that several processes share, from the point of view of one."""
 
@@ -115,6 +143,9 @@ class Shared(Protocol):
 
     def highest(self, shard: str) -> int | None:
         """The highest revision of a shard in any token of any process; None if it is not known."""
+
+    def numbers(self) -> Iterable[int]:
+        """The numbers with which any process has minted."""
 
     @property
     def ring(self) -> Written:
@@ -179,6 +210,11 @@ class Tokens:
         self._newest_is_answers = False
         self._shared: Shared | None = None
         self.highest: dict[str, int] = {}
+        self.elsewhere: Elsewhere | None = None
+        self.numbers = range(INSTANCES)
+        self._until = 0  # the last tick of a number that was granted; 0 for a number that was drawn
+        self._adopted: dict[int, Vector] = {}
+        self._of_others: deque[int] = deque()
 
     def __len__(self) -> int:
         return len(self._vectors)
@@ -187,6 +223,66 @@ class Tokens:
     def most_used(self) -> int:
         """The number of tokens of answers, or of watch messages: whichever is higher."""
         return max(len(self._of_answers), len(self._of_messages))
+
+    @property
+    def adopted(self) -> int:
+        """Tokens of other proxies that are known here."""
+        return len(self._adopted)
+
+    @property
+    def instance(self) -> int | None:
+        """The number with which this process mints; None before the first token."""
+        return self._instance
+
+    @property
+    def last_tick(self) -> int:
+        """The tick of the newest token."""
+        return self._last_tick
+
+    def now(self) -> int:
+        """The present tick."""
+        return self._ticks()
+
+    def grant(self, number: int, after: int, until: int) -> None:
+        """Mints from now on with a number that is this process's alone from behind one tick up to another.
+
+        Without a grant, or behind its end, the process draws one of `numbers`.
+        """
+        if number != self._instance or not self._until:
+            self.close()
+            self._claim = None
+            self._instance = number
+            self._last_tick = max(self._last_tick, after)
+            self._claimed_at = max(self._ticks(), self._last_tick)
+            if self._shared is not None:
+                self._shared.ring.add_instance(number)
+        self._until = until
+
+    def adopt(self, token: int, vector: Vector) -> None:
+        """Knows a token of another proxy from now on, for as long as its own."""
+        if token in self._adopted or token in self._vectors:
+            return
+        self._adopted[token] = vector
+        self._of_others.append(token)
+        for shard, revision in zip(vector.shards, vector.revisions, strict=True):
+            if revision > self.highest.get(shard, 0):
+                self.highest[shard] = revision
+        if len(self._of_others) > self._context.limits.max_tokens:
+            self._context.reached("max_tokens")
+            self._adopted.pop(self._of_others.popleft(), None)
+
+    def newer(self, than: int) -> list[tuple[int, Vector]]:
+        """The tokens minted here after another one, the newest first; of 0, also those of other proxies."""
+        found = []
+        for token in reversed(self._vectors):
+            if token <= than:
+                break
+            found.append((token, self._vectors[token]))
+        return found if than else [*found, *reversed(self._adopted.items())]
+
+    def shared_numbers(self) -> Iterable[int]:
+        """The numbers of the processes with which the tokens are shared, now or before."""
+        return () if self._shared is None else self._shared.numbers()
 
     def close(self) -> None:
         """Gives the instance number back. No token is minted after this."""
@@ -224,7 +320,7 @@ class Tokens:
         tick = self._tick_of(token)
         vector = self._vectors.get(token)
         if vector is not None:
-            shared.ring.add_instance(token >> _INSTANCE_SHIFT & INSTANCES - 1)
+            shared.ring.add_instance(number_of(token))
             shared.ring.add(tick, token, vector, of_message=of_message)
         return tick
 
@@ -246,7 +342,7 @@ class Tokens:
         if newest and is_new and self._vectors.get(newest) == vector and (of_message or self._newest_is_answers):
             return newest
         tick = self._last_tick = max(ticks, last + 1)
-        if self._instance is None:
+        if self._instance is None or tick > self._until > 0:
             self._draw()
         number = self._newest = _number(tick, self._instance or 0)
         self.minted += 1
@@ -280,10 +376,16 @@ class Tokens:
     is_token = staticmethod(is_token)
 
     def position(self, number: int) -> Position | None:
-        """The meaning of a token; None if this process never knew the token, or has forgotten it."""
+        """The meaning of a token; None if this process never knew the token, or has forgotten it.
+
+        Raises:
+            UnknownTokenError: another proxy has to be asked.
+        """
         token, offset = _taken_apart(number)
         vector = self.vector(token)
         if vector is None:
+            if self._may_be_elsewhere(token):
+                raise UnknownTokenError(token, COMPACTED)
             self.unknown += 1
             self._look_for_a_double(token)
             return None
@@ -296,10 +398,35 @@ class Tokens:
         age = _age(token, ticks)
         if age > self._lifetime():
             return None
-        vector = self._vectors.get(token)
+        vector = self._vectors.get(token) or self._adopted.get(token)
         if vector is None and self._shared is not None:
-            vector = self._shared.find(ticks - age, token, token >> _INSTANCE_SHIFT & INSTANCES - 1)
+            vector = self._shared.find(ticks - age, token, number_of(token))
         return vector
+
+    def refused(self, stream: ServerCall, message: bytes, error: RpcError) -> None:
+        """Ends a call with an error, unless another proxy has to be asked for its token first."""
+        if isinstance(error, UnknownTokenError) and self.elsewhere is not None:
+            self.elsewhere.take(stream, message, error)
+        else:
+            stream.finish(error.status)
+
+    async def learn(self, number: int) -> None:
+        """Has other proxies asked for the token in a number of a client's, which this one does not know."""
+        if self.elsewhere is not None:
+            await self.elsewhere.learn(_taken_apart(number)[0])
+
+    def must_ask(self, number: int) -> bool:
+        """Whether another proxy has to be asked for the token in a number of a client's."""
+        if self.elsewhere is None or not is_token(number):
+            return False
+        token, _ = _taken_apart(number)
+        return self.vector(token) is None and self._may_be_elsewhere(token)
+
+    def _may_be_elsewhere(self, token: int) -> bool:
+        """Whether another proxy may know a token that this one does not: an old one nobody does."""
+        if self.elsewhere is None or self._age(token) > self._lifetime():
+            return False
+        return self.elsewhere.may_know(token)
 
     def may_be_known(self, shard: str, revision: int) -> bool:
         """Whether a token of any process may stand for more than this revision of a shard: clients may know of it."""
@@ -313,7 +440,7 @@ class Tokens:
     def _look_for_a_double(self, token: int) -> None:
         """Draws another instance if `token` has this one, but only another process can have minted the token."""
         age = self._age(token)
-        if token >> _INSTANCE_SHIFT & INSTANCES - 1 != self._instance or age > self._lifetime():
+        if self._until or number_of(token) != self._instance or age > self._lifetime():
             return
         now = self._ticks()
         if now - age > max(self._claimed_at, self._forgotten) and now - self._claimed_at >= _DRAW_TICKS:
@@ -322,7 +449,8 @@ class Tokens:
 
     def _draw(self) -> None:
         before = self._claim
-        self._instance, self._claim = claim_instance(but=self._instance)
+        self._instance, self._claim = claim_instance(but=self._instance, among=self.numbers)
+        self._until = 0
         self._claimed_at = max(self._ticks(), self._last_tick)
         if self._shared is not None:
             self._shared.ring.add_instance(self._instance)
@@ -337,6 +465,9 @@ class Tokens:
             while order and self._age(order[0]) > self._lifetime():
                 self._context.reached("token_seconds")
                 self._forget(order)
+        while self._of_others and self._age(self._of_others[0]) > self._lifetime():
+            self._context.reached("token_seconds")
+            self._adopted.pop(self._of_others.popleft(), None)
 
     def _forget(self, order: deque[int]) -> None:
         token = order.popleft()
@@ -351,6 +482,11 @@ class Tokens:
 
     def _ticks(self) -> int:
         return max(0, int((self._now() - EPOCH) * TICKS_PER_SECOND))
+
+
+def number_of(token: int) -> int:
+    """The number of the process that has minted a token."""
+    return token >> _INSTANCE_SHIFT & INSTANCES - 1
 
 
 def _number(tick: int, instance: int) -> int:
@@ -369,7 +505,7 @@ def _taken_apart(number: int) -> tuple[int, int]:
     return (number + 1, -1) if step == _STEP else (number - step, step)
 
 
-def claim_instance(*, but: int | None = None) -> tuple[int, socket.socket | None]:
+def claim_instance(*, but: int | None = None, among: range = range(INSTANCES)) -> tuple[int, socket.socket | None]:
     """An instance number that no other process of this network namespace has for as long as the socket is open.
 
     The claim is a name in the abstract namespace of Unix sockets, which the kernel frees when its owner is gone. If the
@@ -377,8 +513,9 @@ def claim_instance(*, but: int | None = None) -> tuple[int, socket.socket | None
 
     Args:
         but: an instance that must not be drawn.
+        among: those that may be drawn, more than one.
     """
-    drawn = [instance for instance in range(INSTANCES) if instance != but]
+    drawn = [instance for instance in among if instance != but]
     random.SystemRandom().shuffle(drawn)
     for instance in drawn if sys.platform == "linux" else ():
         claim = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)

@@ -19,6 +19,7 @@ from esp.core.tokens import (
     Tokens,
     Vector,
     claim_instance,
+    number_of,
 )
 from esp.core.wire.context import WireContext
 from esp.core.wire.limits import Limits
@@ -286,3 +287,56 @@ def test_an_instance_is_claimed_when_the_first_token_is_minted_and_let_go_at_the
     token = here.mint(two(4, 0))
     assert here.position(token) == Position(two(4, 0), 0)
     here.close()
+
+
+def test_a_granted_number_is_minted_with_behind_the_ticks_of_others_and_no_longer_than_granted(clock: Clock) -> None:
+    here = Tokens(WireContext(Limits()), now=clock)
+    here.numbers = range(60, 64)
+    assert number_of(here.mint(two(1, 1))) in here.numbers
+    after = here.now() + 100
+    here.grant(5, after, after + 2)
+    clock.now += 2
+    token = here.mint(two(1, 2))
+    assert number_of(token) in here.numbers  # the time of the grant is over
+    here.grant(5, after, here.now() + 10)
+    tokens = [here.mint(two(2, number)) for number in range(3)]
+    assert {number_of(token) for token in tokens} == {5}
+    assert here.last_tick > after
+    clock.now += 1
+    assert number_of(here.mint(two(3, 3))) in here.numbers
+    here.close()
+
+
+def test_a_grant_begins_behind_the_ticks_of_the_number_before(clock: Clock) -> None:
+    here = Tokens(WireContext(Limits()), now=clock)
+    after = here.now() + 1000
+    here.grant(5, after, after + 1000)
+    here.mint(two(1, 1))
+    assert here.last_tick == after + 1
+    here.grant(5, 0, after + 5000)  # renewed
+    here.mint(two(1, 2))
+    assert here.last_tick == after + 2
+
+
+def test_a_number_that_was_granted_is_not_drawn_anew_for_what_clients_send(clock: Clock) -> None:
+    here, other = Tokens(WireContext(Limits()), now=clock), tokens(clock, 5)
+    here.grant(5, 0, here.now() + 10**9)
+    here.mint(two(1, 1))
+    clock.now += 5
+    token = other.mint(two(7, 7))
+    clock.now += 1
+    assert here.position(token) is None
+    assert here.instance == 5
+
+
+def test_tokens_of_others_are_forgotten_as_its_own(clock: Clock) -> None:
+    here, other = tokens(clock, 1, token_seconds=60), tokens(clock, 2)
+    token = other.mint(two(5, 9))
+    here.adopt(token, two(5, 9))
+    here.adopt(token, two(5, 9))
+    assert here.position(token + 1) == Position(two(5, 9), 1)
+    assert here.adopted == 1
+    clock.now += 61
+    here.expire()
+    assert here.adopted == 0
+    assert here.position(token) is None

@@ -123,7 +123,10 @@ def test_a_restored_shard_is_served_again_once_it_has_a_new_guard(mapped: Mapped
         assert run_esp("map", "fence", "s0", "--yes", "-c", mapped.path)[0] == 0
         for key in (b"a", b"z"):
             kv.Put(Put(key=key, value=b"3"), timeout=20)
-        assert run_esp("map", "remove", "--yes", "-c", mapped.path)[0] == 0
+        code, text = run_esp("map", "remove", "--yes", "-c", mapped.path)
+        assert code == 1
+        assert f"proxies are registered that serve by the map ({esp.url}); stop them first" in text
+        assert run_esp("map", "remove", "--yes", "--while-served", "-c", mapped.path)[0] == 0
         with pytest.raises(grpc.RpcError, match="the map was taken away"):
             kv.Put(Put(key=b"a", value=b"4"), timeout=20)
     assert mapped.read("s0", b"\0", b"b") == [(b"a", b"3")]

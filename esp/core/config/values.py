@@ -30,8 +30,9 @@ class Config:
     """A config that has passed every check. `shards` and `shard_map.names` are in the order of the file.
 
     If the shards hold the map and the file has no ranges, `shard_map` has epoch 0 and means nothing, until the map of
-    the shards is in its place (`shared_map.served`). Then `guards` are those of the shards, by name, `former` has the
-    ranges that have moved, and `spare` are shards of the file that the map does not name.
+    the shards is in its place (`shared_map.served`). Then `guards` are those of the shards, by name, `anchor` is the
+    shard that decides on changes, `former` has the ranges that have moved, and `spare` are shards of the file that the
+    map does not name.
     All keys are those of the shards, with the prefix of the namespace.
     """
 
@@ -54,6 +55,7 @@ class Config:
     limits: Limits
     map: Literal["file", "shards"] = "file"
     guards: Mapping[str, str] | None = None
+    anchor: str = ""
     former: Former = field(default_factory=Former)
     spare: tuple[ShardConfig, ...] = ()
     whole: tuple[KeyRange, ...] = ()  # no boundary divides these

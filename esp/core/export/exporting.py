@@ -36,6 +36,7 @@ from esp.core.export.patience import read, told
 from esp.core.export.started import Started
 from esp.core.keys import KeyRange
 from esp.core.lease_sync import each
+from esp.core.own_keys import is_own_lease
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import LEASE_LEASES, LEASE_TIME_TO_LIVE, RANGE, Shard
 from esp.core.shard_map import Segment
@@ -324,7 +325,8 @@ class _Export:
                 answer = await read(shard, LEASE_LEASES, rpc_pb2.LeaseLeasesRequest())
             except RpcError as error:
                 raise ExportError(told(shard, error.status)) from None
-            ids |= dict.fromkeys(lease.ID for lease in answer.leases if lease.ID not in self._leases)
+            told_ids = (lease.ID for lease in answer.leases if not is_own_lease(lease.ID))
+            ids |= dict.fromkeys(lease for lease in told_ids if lease not in self._leases)
         rest = sorted(ids)
         for first in range(0, len(rest), 1000):
             await self._out.write(await self._lease_lines(shards, rest[first : first + 1000], used=False))

@@ -13,6 +13,7 @@ from typing import Final
 from esp.core.background import all_of
 from esp.core.health.facts import Finding, Kind
 from esp.core.lease_sync import call
+from esp.core.own_keys import is_own_lease
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
 from esp.core.wire.status import RpcError
@@ -50,7 +51,7 @@ def lacking_in(lists: Lists) -> dict[str, frozenset[int]]:
 async def _lists(shards: Mapping[str, Shard]) -> Lists:
     async def leases(shard: Shard) -> frozenset[int]:
         answer = await call(shard, LEASE_LEASES, rpc_pb2.LeaseLeasesRequest())
-        return frozenset(lease.ID for lease in answer.leases)
+        return frozenset(lease.ID for lease in answer.leases if not is_own_lease(lease.ID))
 
     return dict(zip(shards, await all_of(map(leases, shards.values())), strict=True))
 

@@ -202,6 +202,33 @@ def of_rerouted(counts: Mapping[str, int], waiting: int) -> list[Family]:
     ]
 
 
+def of_fellows(counts: Mapping[str, int], others: int, number: int, waiting: int, adopted: int) -> list[Family]:
+    """The other proxies of the same shards, and the tokens that went between them and this process.
+
+    Args:
+        counts: tokens, by what became of them.
+        others: the processes that are registered beside this one.
+        number: the number that the anchor has given this process; below 0 if none.
+        waiting: the calls and watches that wait until others have told.
+        adopted: the tokens of others that are known here.
+    """
+    results = ("asked", "unknown", "told", "given", "taken", "dropped")
+    rows = [((result,), counts.get(result, 0)) for result in results]
+    text = (
+        "Tokens of and for other proxies: asked of them and known, unknown to all, told to them, given to another when "
+        "this one drained, taken from one that drained, and not asked for because too many calls waited."
+    )
+    return [
+        gauge("esp_proxies_others", "Processes of proxies that are registered beside this one.", others),
+        gauge("esp_proxy_number", "The number of this process by its registration; -1 without one.", number),
+        Family("esp_proxies_tokens_total", "counter", text, ("result",), rows),
+        gauge(
+            "esp_proxies_waiting_calls", "Calls and watches that wait until other proxies have told a token.", waiting
+        ),
+        gauge("esp_proxies_tokens", "Tokens of other proxies that are known here.", adopted),
+    ]
+
+
 def of_reloads(counts: Mapping[str, int]) -> Family:
     """The reloads of the config, from their number by result."""
     rows = [((result,), counts.get(result, 0)) for result in ("done", "unchanged", "refused")]

@@ -24,23 +24,37 @@ NOT_ADVERTISED: Final = Status(
 )
 
 
-def handlers(identity: Identity, advertised: Callable[[], Sequence[str]]) -> Mapping[bytes, Handler]:
+Members = Callable[[], Mapping[str, Sequence[str]]]
+"""Gives the URLs of each registered proxy, by its id; nothing where proxies do not register."""
+
+
+def handlers(
+    identity: Identity, advertised: Callable[[], Sequence[str]], members: Members = dict
+) -> Mapping[bytes, Handler]:
     """The handler of MemberList, by path.
 
-    All proxies in front of the same shards answer under one member id. So they are one member here, with the advertised
-    URLs as its client URLs. Each call is answered from the config, with or without `linearizable`.
+    All proxies in front of the same shards answer under one member id. Where they do not know each other they are one
+    member here, with the advertised URLs as its client URLs; else each is a member. Each call is answered from what is
+    known here, with or without `linearizable`.
 
     Args:
         identity: the ids under which esp answers.
         advertised: gives the URLs under which clients reach this proxy; none if they are not known.
+        members: the proxies that know each other, this one among them.
     """
 
     def answer(_: rpc_pb2.MemberListRequest) -> rpc_pb2.MemberListResponse:
-        urls = advertised()
-        if not urls:
+        urls, registered = advertised(), members()
+        if not urls and not registered:
             raise NOT_ADVERTISED.error()
         header = rpc_pb2.ResponseHeader(cluster_id=identity.cluster_id, member_id=identity.member_id)
-        member = rpc_pb2.Member(ID=identity.member_id, name=NAME, clientURLs=urls)
-        return rpc_pb2.MemberListResponse(header=header, members=[member])
+        if not registered:
+            member = rpc_pb2.Member(ID=identity.member_id, name=NAME, clientURLs=urls)
+            return rpc_pb2.MemberListResponse(header=header, members=[member])
+        every = [
+            rpc_pb2.Member(ID=int(proxy, 16) >> 1 or 1, name=f"{NAME}-{proxy[:8]}", clientURLs=some)
+            for proxy, some in sorted(registered.items())
+        ]
+        return rpc_pb2.MemberListResponse(header=header, members=every)
 
     return {MEMBER_LIST: Local(rpc_pb2.MemberListRequest, answer)}

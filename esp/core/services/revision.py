@@ -46,6 +46,7 @@ def position_of(tokens: Tokens, number: int) -> Position | None:
 
     Raises:
         RpcError: this proxy does not know the token.
+        UnknownTokenError: another proxy may know it (`Tokens.refused`).
     """
     if not tokens.is_token(number):
         return None

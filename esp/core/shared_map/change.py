@@ -18,6 +18,7 @@ from esp.core.shared_map.value import (
     FORMAT,
     HELD_KEYS,
     MAP_KEY,
+    MAP_KEYS,
     NEXT_KEY,
     MapFormatError,
     SharedMap,
@@ -335,7 +336,7 @@ def _txn(compares: list[_Compare], writes: list[rpc_pb2.RequestOp]) -> rpc_pb2.T
 
 def look() -> rpc_pb2.RangeRequest:
     """A read of all that a shard holds of the map."""
-    key, range_end = HELD_KEYS.to_request()
+    key, range_end = MAP_KEYS.to_request()
     return rpc_pb2.RangeRequest(key=key, range_end=range_end, limit=8)
 
 

@@ -9,7 +9,7 @@ from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import GUARD_KEY, RANGE, Shard, ask_all_for_esp
 from esp.core.shared_map.change import Next, Values, decode_next, look
 from esp.core.shared_map.moved import Moved, noted
-from esp.core.shared_map.value import MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
+from esp.core.shared_map.value import HELD_KEYS, MAP_KEY, NEXT_KEY, OWN_KEYS, MapFormatError, SharedMap, decode
 from esp.core.wire.status import Status
 from esp.core.wording import both_called
 
@@ -104,7 +104,8 @@ async def foreign_keys(shards: Iterable[Shard], seconds: float) -> dict[str, int
     shards = tuple(shards)
     start, end = OWN_KEYS.to_request()
     everything = rpc_pb2.RangeRequest(key=start, range_end=end, count_only=True)
-    own = rpc_pb2.RangeRequest(key=look().key, range_end=look().range_end, count_only=True)
+    held, held_end = HELD_KEYS.to_request()
+    own = rpc_pb2.RangeRequest(key=held, range_end=held_end, count_only=True)
     counts = await ask_all_for_esp(shards, RANGE, everything, seconds=seconds)
     owns = await ask_all_for_esp(shards, RANGE, own, seconds=seconds)
     found: dict[str, int | Status] = {}

@@ -28,7 +28,7 @@ def served(config: Config, shared: SharedMap, found: Mapping[str, Held | Status]
 
     A shard of the map that the config does not name has no endpoints. Shards that only the config names are spare.
     """
-    return _with(config, shared.map, shared.guards, former_of(shared, found))
+    return _with(config, shared.map, shared.guards, shared.anchor, former_of(shared, found))
 
 
 def former_of(shared: SharedMap, found: Mapping[str, Held | Status]) -> Former:
@@ -47,17 +47,19 @@ def served_as(config: Config, before: Config) -> Config:
     """A config that was read anew, with the map of the one in force, if the shards hold that."""
     if before.guards is None or config.map == "file":
         return config
-    return _with(config, before.shard_map, before.guards, before.former)
+    return _with(config, before.shard_map, before.guards, before.anchor, before.former)
 
 
-def _with(config: Config, shard_map: ShardMap, guards: Mapping[str, str], former: Former) -> Config:
+def _with(config: Config, shard_map: ShardMap, guards: Mapping[str, str], anchor: str, former: Former) -> Config:
     known = {shard.name: shard for shard in (*config.shards, *config.spare) if shard.endpoints}
     shards = tuple(
         replace(known.get(name) or ShardConfig(name, (), ()), ranges=tuple(shard_map.ranges_of(name)))
         for name in shard_map.names
     )
     spare = tuple(replace(shard, ranges=()) for name, shard in known.items() if name not in guards)
-    return replace(config, shards=shards, shard_map=shard_map, guards=dict(guards), former=former, spare=spare)
+    return replace(
+        config, shards=shards, shard_map=shard_map, guards=dict(guards), anchor=anchor, former=former, spare=spare
+    )
 
 
 class NoMapError(Exception):

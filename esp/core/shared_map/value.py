@@ -24,6 +24,8 @@ OWN_KEYS: Final = KeyRange(b"\0", b"\x01")
 """The keys of esp's own, in shards that hold the map."""
 HELD_KEYS: Final = KeyRange(b"\0esp/", b"\0esp0")
 """The keys under which shards hold the map. No copy of clients' keys has them, and they are no stray keys."""
+MAP_KEYS: Final = KeyRange(b"\0esp/", b"\0esp/next\0")
+"""Those of these that are about the map and its changes; behind them are those about proxies (`fleet`)."""
 MAP_KEY: Final = b"\0esp/map"
 NEXT_KEY: Final = b"\0esp/next"
 

@@ -8,9 +8,10 @@ from contextlib import suppress
 from typing import Final
 
 from esp.core.auth_tokens import OWN
+from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
-from esp.core.shared_map.value import HELD_KEYS
+from esp.core.shared_map.value import MAP_KEYS
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.status import RpcError
 
@@ -19,9 +20,12 @@ PAUSE_SECONDS: Final = 1.0
 _WATCH: Final = b"/etcdserverpb.Watch/Watch"
 
 
-async def watch(shard: Shard, changed: Callable[[], object]) -> None:
-    """Calls `changed` when keys of the map have changed on a shard, or may have because a watch begins. Never ends."""
-    key, range_end = HELD_KEYS.to_request()
+async def watch(shard: Shard, changed: Callable[[], object], keys: KeyRange = MAP_KEYS) -> None:
+    """Calls `changed` when keys of esp's own have changed on a shard, or may have because a watch begins. Never ends.
+
+    Without `keys`, those of the map.
+    """
+    key, range_end = keys.to_request()
     create = rpc_pb2.WatchCreateRequest(key=key, range_end=range_end)
     request = rpc_pb2.WatchRequest(create_request=create).SerializeToString()
     while True:

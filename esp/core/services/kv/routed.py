@@ -36,7 +36,7 @@ class Routed(Counted):
         try:
             self.route(stream, message)
         except RpcError as error:
-            stream.finish(error.status)
+            self.routing.tokens.refused(stream, message, error)
 
     def route(self, stream: ServerCall, message: bytes) -> None:
         """Sends the call to its shard or shards.

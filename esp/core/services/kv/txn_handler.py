@@ -19,6 +19,7 @@ from esp.core.services.kv.routed import Routed
 from esp.core.services.kv.txn_plan import Plan, Plans
 from esp.core.services.kv.txn_refused import RefusedTxns
 from esp.core.services.lease import LeaseRetry
+from esp.core.tokens import UnknownTokenError
 from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.server_stream import OVERLOADED, ServerCall
 from esp.core.wire.status import RpcError, Status
@@ -63,6 +64,9 @@ class Txn(Routed):
             stream.release(size)  # the next holder of the message counts it anew
             if not stream.is_over:
                 self._serve(stream, plan)
+        except UnknownTokenError as error:
+            stream.release(size)
+            self.routing.tokens.refused(stream, message, error)
         except RpcError as error:
             stream.finish(error.status)
 

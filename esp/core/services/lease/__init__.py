@@ -14,6 +14,6 @@ From the top down; each file imports only files below it.
 
 from esp.core.services.lease.keepalive import PATH as KEEPALIVE_PATH
 from esp.core.services.lease.retry import LeaseRetry
-from esp.core.services.lease.service import Grant, Leases
+from esp.core.services.lease.service import LEASES_PATHS, Grant, Leases
 
-__all__ = ["KEEPALIVE_PATH", "Grant", "LeaseRetry", "Leases"]
+__all__ = ["KEEPALIVE_PATH", "LEASES_PATHS", "Grant", "LeaseRetry", "Leases"]

@@ -19,6 +19,7 @@ from google.protobuf.message import Message
 from esp.core import errors, lease_sync
 from esp.core.background import Background, all_of
 from esp.core.layout import Layout
+from esp.core.own_keys import is_own_lease
 from esp.core.pb import rpc_pb2
 from esp.core.services.entry import PLACES
 from esp.core.services.gate import Gate
@@ -53,6 +54,8 @@ GRANT_SECONDS: Final = 2.0
 DEFAULT_SECONDS: Final = 7.0
 """Seconds that esp waits for a shard if the client sets no deadline: as long as an etcd waits for its cluster."""
 ID_TRIES: Final = 3
+LEASES_PATHS: Final = frozenset((LEASE_TIME_TO_LIVE.path, LEASE_LEASES.path))
+"""The RPCs that would show the leases of proxies also with one shard, if they were passed on."""
 LEASES_AT_ONCE: Final = 1024
 """Leases of one shard that are copied to the answer between two turns of the loop."""
 
@@ -134,6 +137,8 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came.
         """
+        if self._hides(request.ID):
+            raise errors.LEASE_EXISTS.error()
         if request.ID:
             return await self._grant(call, request)
         for _ in range(ID_TRIES):
@@ -206,6 +211,8 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came; "requested lease not found" only when no shard has it.
         """
+        if self._hides(request.ID):
+            raise errors.LEASE_NOT_FOUND.error()
         try:
             outcomes = await self._ask_all(call, LEASE_REVOKE, request)
         except asyncio.CancelledError:
@@ -236,7 +243,9 @@ class _FanOut:
         Raises:
             RpcError: a shard's, as it came.
         """
-        asked = monotonic()
+        asked, asked_for = monotonic(), request.ID
+        if self._hides(asked_for):
+            request.ID = 0  # which no shard has
         outcomes = await self._ask_all(call, LEASE_TIME_TO_LIVE, request)
         for name in self._doubted(request.ID, answers_of(outcomes), asked):
             outcomes[name] = await self._ask_surely(call, self._shards[name], request)
@@ -245,7 +254,7 @@ class _FanOut:
         refusal = _refusal(outcomes, may_miss=self._table.tolerant and bool(living) and not request.keys)
         if refusal is not None:
             raise refusal.error()
-        response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=request.ID, TTL=-1)
+        response = rpc_pb2.LeaseTimeToLiveResponse(header=self._header(answers.values()), ID=asked_for, TTL=-1)
         lives = {name: name in living if name in answers else None for name in outcomes}
         empty = [name for name, answer in answers.items() if is_empty(answer.header)]
         if self._table.judge(request.ID, lives, empty, asked).dead:
@@ -263,6 +272,10 @@ class _FanOut:
                 keys += [key for key in portion if self._owner(key) == name]
         response.keys.extend(await sort(keys, list, descend=False, limit=len(keys)))
         return response
+
+    def _hides(self, lease_id: int) -> bool:
+        """Whether clients see no such lease, because it is that of a proxy."""
+        return is_own_lease(lease_id) and any(shard.guard is not None for shard in self._shards.values())
 
     def _doubted(
         self, lease_id: int, answers: Mapping[str, rpc_pb2.LeaseTimeToLiveResponse], asked: float
@@ -313,7 +326,7 @@ class _FanOut:
             for at in range(0, len(answer.leases), LEASES_AT_ONCE):
                 call.work_on(sizes)
                 for lease in answer.leases[at : at + LEASES_AT_ONCE]:
-                    if lease.ID not in told:
+                    if lease.ID not in told and not (shard.guard is not None and is_own_lease(lease.ID)):
                         told.add(lease.ID)
                         response.leases.append(lease)
                 await asyncio.sleep(0)

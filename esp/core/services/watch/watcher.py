@@ -122,7 +122,25 @@ class Watcher:
         self._held: Held | None = None
 
     def begin(self, request: Create) -> None:
-        """Asks the shards that own the watched keys, each for its part."""
+        """Asks the shards that own the watched keys, each for its part; before that another proxy for its token."""
+        stream = self.stream
+        if request.start_revision and stream.routing.tokens.must_ask(request.start_revision):
+            self._is_asking = True
+            stream.background.start(self._learn(request), on_bug=stream.outbox.fail)
+        else:
+            self._begin(request)
+
+    async def _learn(self, request: Create) -> None:
+        """Begins when another proxy has told what the client's token means, or nobody knows."""
+        stream = self.stream
+        await stream.routing.tokens.learn(request.start_revision)
+        self._is_asking = False
+        if not stream.outbox.is_over:
+            self._begin(request)
+            stream.advance()
+            stream.outbox.context.flush()
+
+    def _begin(self, request: Create) -> None:
         stream = self.stream
         routing = stream.routing
         key = request.key or b"\0"  # as etcd reads an empty one
