@@ -35,7 +35,7 @@ class _Never(dict[Any, None]):
 
 NONE: Final[dict[Any, None]] = _Never()
 """The set of no tap or source, shared by all that have none, as nearly all have; see `added`."""
-PLAIN_AT_ONCE: Final = 8
+PLAIN_AT_ONCE = 8
 """Taps in a step, if they get the message unchanged, which costs little."""
 
 F = TypeVar("F", bound=Follower)

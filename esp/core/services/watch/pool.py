@@ -28,7 +28,7 @@ from esp.core.services.watch.upstream import Upstream
 from esp.core.shard import Shard
 from esp.core.wire.request_encoder import Forward
 
-LARGEST_SHARED: Final = 65_536
+LARGEST_SHARED = 65_536
 """The most bytes of keys in a create in a shared call. Every etcd's limit is higher."""
 PART_WEIGHT: Final = 32
 """A watcher over several shards counts as so many watchers in one shard, by the cost of an event."""

@@ -23,8 +23,11 @@ CREATES = st.builds(
 )
 
 
+FIELDS = [field.name for field in rpc_pb2.WatchCreateRequest.DESCRIPTOR.fields]
+
+
 def values(create: Create) -> dict[str, object]:
-    return {name: getattr(create, name) for name in Create.__slots__}
+    return {name: getattr(create, name) for name in FIELDS}
 
 
 def read(body: bytes) -> dict[str, object] | None:
