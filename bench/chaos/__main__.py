@@ -22,12 +22,13 @@ import grpc
 from bench.chaos import report
 from bench.chaos.accounts import APP
 from bench.chaos.client import Client, Endpoints, RefusedError, UnknownError
+from bench.chaos.etcdctl import etcdctl_binary
 from bench.chaos.faults import NAMES, Faults
 from bench.chaos.load import Load
 from bench.chaos.network import own_namespace
 from bench.chaos.replicas import EVERYTHING
 from bench.chaos.report import Verdict
-from bench.chaos.rig import Rig, etcdctl_binary
+from bench.chaos.rig import Rig
 from bench.processes import BenchError
 from esp.core.pb import kv_pb2
 

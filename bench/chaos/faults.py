@@ -15,9 +15,11 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Final, NamedTuple
 
+from bench.chaos.etcdctl import ask_etcdctl, etcdctl
 from bench.chaos.line import Shape
+from bench.chaos.member import Member
 from bench.chaos.network import Link
-from bench.chaos.rig import PATIENCE, Member, Proxy, Rig, ask_etcdctl, etcdctl
+from bench.chaos.rig import PATIENCE, Proxy, Rig
 from bench.processes import BenchError
 
 SLOW_KILOBITS: Final = 400

@@ -5,128 +5,27 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-import shutil
 import signal
-import ssl
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from bench.chaos import wal
-from bench.chaos.accounts import APP, ESP, READER, ROOT
-from bench.chaos.network import HERE, Host, Network
+from bench.chaos.accounts import ESP
+from bench.chaos.etcdctl import add_users
+from bench.chaos.member import PEER_PORT, Certificates, Member, answers
+from bench.chaos.network import HERE, Network
 from bench.chaos.registers import PREFIXES
-from bench.etcd import etcd_binary
 from bench.processes import BenchError, Process
-from esp.core.local_tls import Authority
 
 PATIENCE: Final = 180.0
 """Seconds for what must happen; nothing is judged by how long that takes, and the machine may be busy."""
 BOUNDARIES: Final = ("", "i", "r", "")
 """Shard n owns the keys from the n-th to the next; `PREFIXES` has a prefix of each."""
-CLIENT_PORT: Final = 2379
-PEER_PORT: Final = 2380
-DISK_BYTES: Final = 700_000_000
-"""The size of each member's own disk."""
-QUOTA_BYTES: Final = 48_000_000
-"""The size of a database at which etcd raises NOSPACE."""
-
-
-class Certificates:
-    """One certificate for all servers, of a CA that everybody trusts.
-
-    Attributes:
-        ca: the file with the CA's certificate.
-        pair: the files with certificate and key.
-    """
-
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        self._authority = Authority()
-        self._folder = folder
-        self._names = names
-        self.ca = folder / "ca.crt"
-        self.ca.write_bytes(self._authority.cert)
-        self.pair = self.rotate()
-
-    def rotate(self) -> tuple[Path, Path]:
-        """Puts a new certificate and a new key in the place of the old; the files."""
-        return self._authority.issue(self._names).write(self._folder, "server")
-
-
-class Member:
-    """An etcd of a shard, on a host with links and a disk of its own."""
-
-    def __init__(self, name: str, host: Host, folder: Path, cluster: str, certificates: Certificates) -> None:
-        """Makes the disk: a file system in memory."""
-        self.certificates = certificates
-        self.name = name
-        self.host = host
-        self.disk = folder / name
-        self._log = folder / f"{name}.log"
-        self._process: Process | None = None
-        self._cluster = cluster
-        self.disk.mkdir()
-        subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(self.disk)], check=True)
-
-    @property
-    def endpoint(self) -> str:
-        """The URL for clients."""
-        return f"https://{self.host.address('clients')}:{CLIENT_PORT}"
-
-    @property
-    def is_running(self) -> bool:
-        """Whether the process runs, or is stopped."""
-        return self._process is not None and self._process.is_running
-
-    def has_clients(self) -> bool:
-        """Whether somebody has a connection to the etcd as its client."""
-        listing = self.host.command("ss", "--no-header", "--tcp", "state", "established", f"sport = :{CLIENT_PORT}")
-        return bool(subprocess.run(listing, capture_output=True, check=True).stdout.strip())
-
-    def is_healthy(self) -> bool:
-        """Whether the etcd says that it has a leader and no alarm."""
-        return _answers(f"{self.endpoint}/health", self.certificates.ca)
-
-    def start(self) -> None:
-        """Starts the etcd on the data that it has."""
-        peers = f"http://{self.host.address('peers')}:{PEER_PORT}"
-        flags = {
-            "name": self.name,
-            "data-dir": self.disk / "data",
-            "listen-client-urls": self.endpoint,
-            "advertise-client-urls": self.endpoint,
-            "listen-peer-urls": peers,
-            "initial-advertise-peer-urls": peers,
-            "initial-cluster": self._cluster,
-            "initial-cluster-token": self.name.rpartition("-")[0],
-            "quota-backend-bytes": QUOTA_BYTES,
-            "cert-file": self.certificates.pair[0],
-            "key-file": self.certificates.pair[1],
-            "bcrypt-cost": 4,  # the cost of a login is not under trial
-            "log-level": "warn",
-        }
-        command = [str(etcd_binary()), *(f"--{flag}={value}" for flag, value in flags.items())]
-        self._process = Process(self.name, self.host.command(*command), self._log)
-
-    def send(self, number: signal.Signals) -> None:
-        """Sends a signal to the process, if there is one."""
-        if self._process is not None and self._process.is_running:
-            os.kill(self._process.pid, number)
-
-    def kill(self) -> None:
-        """Ends the etcd with SIGKILL."""
-        if self._process is not None:
-            self._process.kill()
-
-    def close(self) -> None:
-        """Ends the etcd and its disk."""
-        self.kill()
-        subprocess.run(["umount", "--lazy", str(self.disk)], check=False)
 
 
 class Proxy:
@@ -219,7 +118,7 @@ class Proxy:
 
     def asks_ready(self) -> bool:
         """Whether it answers that it and all its shards are ready."""
-        return _answers(f"https://{self.address}/readyz", self.certificates.ca)
+        return answers(f"https://{self.address}/readyz", self.certificates.ca)
 
 
 @dataclass
@@ -282,7 +181,7 @@ class Rig:
             member.start()
         for shard in self.shards:
             await self.healthy(shard)
-            _add_users(shard)
+            add_users(shard)
         password = self.folder / "password"
         password.write_text(ESP.password)
         for proxy in self.proxies:
@@ -344,80 +243,3 @@ class Rig:
         for member in self.members:
             member.close()
         self.network.close()
-
-
-def _answers(url: str, ca: Path) -> bool:
-    """Whether a page says that all is well."""
-    try:
-        with urllib.request.urlopen(url, timeout=2, context=ssl.create_default_context(cafile=ca)) as answer:
-            return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def etcdctl_binary() -> Path:
-    """The etcdctl beside the etcd, else the one on PATH.
-
-    Raises:
-        BenchError: there is none.
-    """
-    beside = etcd_binary().with_name("etcdctl")
-    found = beside if beside.exists() else shutil.which("etcdctl")
-    if found is None:
-        raise BenchError("etcdctl missing: put one on PATH, or beside the etcd")
-    return Path(found)
-
-
-def etcdctl(members: Sequence[Member], *command: str, user: bool = True, seconds: int = 10, text: str = "") -> bool:
-    """Runs etcdctl against members of a shard; whether it succeeded."""
-    return bool(ask_etcdctl(members, *command, user=user, seconds=seconds, text=text)[0])
-
-
-def ask_etcdctl(
-    members: Sequence[Member], *command: str, user: bool = True, seconds: int = 10, text: str = ""
-) -> tuple[bool, str]:
-    """Runs etcdctl against members of a shard; whether it succeeded, and its output."""
-    account = ["--user", f"{ROOT.name}:{ROOT.password}"] if user else []
-    endpoints = ",".join(member.endpoint for member in members)
-    done = subprocess.run(
-        [
-            str(etcdctl_binary()),
-            f"--endpoints={endpoints}",
-            f"--cacert={members[0].certificates.ca}",
-            f"--command-timeout={seconds}s",
-            *account,
-            *command,
-        ],
-        capture_output=True,
-        text=True,
-        input=text,
-        env={**os.environ, "ETCDCTL_API": "3"},
-    )
-    return done.returncode == 0, done.stdout
-
-
-def _add_users(members: Sequence[Member]) -> None:
-    """Adds the users, gives them their roles, and switches auth on.
-
-    Raises:
-        BenchError: the shard refuses a step.
-    """
-    first = PREFIXES[0].decode()
-    steps = [
-        ("user", "add", f"{ROOT.name}:{ROOT.password}"),
-        ("user", "grant-role", ROOT.name, "root"),
-        ("user", "add", f"{ESP.name}:{ESP.password}"),
-        ("user", "grant-role", ESP.name, "root"),
-        ("role", "add", "app"),
-        ("role", "grant-permission", "app", "readwrite", "--prefix", ""),
-        ("user", "add", f"{APP.name}:{APP.password}"),
-        ("user", "grant-role", APP.name, "app"),
-        ("role", "add", "reader"),
-        ("role", "grant-permission", "reader", "read", "--prefix", first),
-        ("user", "add", f"{READER.name}:{READER.password}"),
-        ("user", "grant-role", READER.name, "reader"),
-        ("auth", "enable"),
-    ]
-    for step in steps:
-        if not etcdctl(members, *step, user=False):
-            raise BenchError(f"etcdctl {' '.join(step)} fails on {members[0].name}")
