@@ -37,6 +37,7 @@ _REFUSED: Final = {
     "etcdserver: requested lease not found",
     "etcdserver: mvcc: required revision has been compacted",
     "etcdserver: no leader",
+    "raft proposal dropped",  # a leader that hands over its office takes no writes meanwhile
 }
 """Texts that say that the call was not applied, and that faults may cause."""
 

@@ -195,6 +195,7 @@ class _Whole:
         self._bound = bound
         self._told_ready = told_ready
         self._is_open = False
+        self._is_hung_up = False  # SIGHUP has come, and its reload has not begun
         self._stack = AsyncExitStack()
 
     @property
@@ -258,12 +259,21 @@ class _Whole:
         self.background.keep("the service manager", self._tick)
 
     def _hung_up(self) -> None:
-        """As `serve._Signals` does: SIGHUP means a reload, unless the terminal was closed."""
-        serves = self.supervisor.ready.is_set() and not self.supervisor.stopping.is_set()
-        if serves and (self._stays or not self._terminal.is_gone):
-            self._reloading.hung_up()
+        """As `serve._Signals` does: SIGHUP means a reload, unless the terminal was closed.
+
+        A worker may serve, and say that it is ready, before all are: until then a reload waits.
+        """
+        if not self.supervisor.stopping.is_set() and (self._stays or not self._terminal.is_gone):
+            self._is_hung_up = True
+            if self.supervisor.ready.is_set():
+                self._reload_if_hung_up()
         elif not self._stays:
             self._came(signal.SIGHUP)
+
+    def _reload_if_hung_up(self) -> None:
+        if self._is_hung_up:
+            self._is_hung_up = False
+            self._reloading.hung_up()
 
     def _came(self, number: signal.Signals) -> None:
         supervisor = self.supervisor
@@ -291,6 +301,7 @@ class _Whole:
             self._config, [one.address for one in self._bound if not one.listen.only_pages], self.supervisor.missing
         )
         self._service.manager.ready(self._state())
+        self._reload_if_hung_up()
 
     # The takeover.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import threading
 import urllib.request
@@ -170,6 +171,29 @@ def test_no_call_of_a_worker_runs_by_the_former_map_once_one_of_another_has_run_
     assert len({cluster for _, _, cluster in calls}) <= 2
     for channel in channels:
         channel.close()
+
+
+def test_a_reload_that_is_asked_for_before_all_workers_serve_comes_once_they_do(
+    etcd: LocalEtcd, tmp_path: Path
+) -> None:
+    """One worker may say that it is ready a while before the other is."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # so it takes seconds until a worker gives up a shard
+        port = silent.getsockname()[1]
+        config = tmp_path / "esp.yaml"
+        text = (
+            f"shards:\n  - {{name: s0, endpoints: ['{etcd.address}'], ranges: [{{start: '', end: m}}]}}\n"
+            f"  - {{name: silent, endpoints: ['127.0.0.1:{port}'], ranges: [{{start: m, end: ''}}]}}\n"
+        )
+        config.write_text(text)
+        esp = EspProcess(tmp_path, ["-c", config, "--workers", "2"], config=config, env={})
+        try:
+            wait_until(lambda: len(workers_of(esp)) == 2)
+            config.write_text(text + "log: {level: debug}\n")
+            esp.process.send_signal(signal.SIGHUP)
+            esp.wait_ready()
+            wait_until(lambda: "reload (SIGHUP): log.level: info -> debug" in esp.log())
+        finally:
+            esp.stop()
 
 
 def test_all_drain_together_and_a_second_signal_cuts(start_etcd: Etcds, start_esp: Esps) -> None:
