@@ -116,6 +116,32 @@ OWN_KEYS = Status(
 )
 
 
+_KEY_SHOWN = 64
+
+
+def before_move(key: bytes, last: int) -> Status:
+    """The refusal of a comparison by order, or a filter, with a revision of before a range came to its shard."""
+    text = (
+        f"esp: {_named(key)} has come from another shard, and revisions up to {last} are of before: none can be "
+        "ordered with those of now; read the keys anew, and go by their present revisions"
+    )
+    return Status(Code.FAILED_PRECONDITION, text)
+
+
+def version_before_move(key: bytes) -> Status:
+    """The refusal of a comparison of versions in a range that has come from another shard."""
+    text = (
+        f"esp: {_named(key)} has come from another shard, where versions count anew; compare its mod_revision, or its "
+        "version with 0, to know whether it is there"
+    )
+    return Status(Code.FAILED_PRECONDITION, text)
+
+
+def _named(key: bytes) -> str:
+    shown = format_key(key[:_KEY_SHOWN])
+    return f'the key "{shown}..."' if len(key) > _KEY_SHOWN else f'the key "{shown}"'
+
+
 def lease_unsettled(what: str) -> Status:
     """The answer to a write if its shard lacks the lease, and the lease may live; Unavailable: nothing was written."""
     return Status(Code.UNAVAILABLE, f"esp: {what}; nothing was written, send the call again")

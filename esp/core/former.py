@@ -34,6 +34,7 @@ class Came:
         revision: a revision that the new owner had reached when the range came; UNKNOWN if it has not told.
         cut: the last revision of the range on its former owner; 0 if that is not known. Then `revision` stands for it.
         epoch: the epoch of the map of the shards with which it came; 0 if the map was that of a file.
+        source: the name of the former owner; "" if that is not known.
     """
 
     range: KeyRange
@@ -41,6 +42,7 @@ class Came:
     revision: int
     cut: int = 0
     epoch: int = 0
+    source: str = ""
 
     @property
     def is_known(self) -> bool:
@@ -92,7 +94,7 @@ class Former:
                 None if one.range.end is None else one.range.end.hex(),
                 one.shard,
                 one.revision,
-                *([one.cut, one.epoch] if one.epoch else []),
+                *([one.cut, one.epoch, one.source] if one.epoch else []),
             ]
             for one in came
         ]

@@ -193,3 +193,57 @@ def test_a_call_with_a_translated_token_is_not_sent_to_another_shard(mapped: Map
             assert "the map of the shards has changed; nothing was done" in (outcome.details() or "")
 
     serve(mapped, work, follows=False)
+
+
+def test_numbers_of_before_are_compared_for_equality_and_else_refused(mapped: Mapped) -> None:
+    async def work(proxy: Proxy, client: Client) -> None:
+        for number in range(3):
+            await client.put(b"x/%d" % number, b"one")
+        await client.put(b"y", b"one")
+        last = (await client.put(b"x/1", b"two")).header.revision
+        before = {pair.key: pair for pair in (await client.get(*X)).kvs}
+        token = (await client.get(b"\1", b"\0")).header.revision
+        mapped.move(*X, "s0")
+        await until(knows(proxy, mapped))
+        after = {pair.key: pair for pair in (await client.get(*X)).kvs}
+        for name in ("create_revision", "mod_revision"):
+            order = [sorted(pairs, key=lambda key: getattr(pairs[key], name)) for pairs in (before, after)]
+            assert order[0] == order[1]
+            assert min(getattr(pair, name) for pair in after.values()) > last
+
+        async def compared(**one: Any) -> bool | str:
+            try:
+                answer = await client.kv.Txn(Txn(compare=[Compare(key=b"x/1", **one)]), timeout=30)
+            except grpc.aio.AioRpcError as error:
+                return f"{error.code().name}: {error.details()}"
+            return bool(answer.succeeded)
+
+        for field, target in (("mod_revision", Compare.MOD), ("create_revision", Compare.CREATE)):
+            for pair, is_same in ((before[b"x/1"], False), (after[b"x/1"], True)):
+                number = {field: getattr(pair, field)}
+                assert await compared(target=target, result=Compare.EQUAL, **number) is is_same
+                assert await compared(target=target, result=Compare.NOT_EQUAL, **number) is not is_same
+            assert await compared(target=target, result=Compare.GREATER) is True
+            for result in (Compare.GREATER, Compare.LESS):
+                told = await compared(target=target, result=result, **{field: last})
+                assert str(told).startswith(
+                    'FAILED_PRECONDITION: esp: the key "x/1" has come from another shard, and revisions up to '
+                )
+                told = await compared(target=target, result=result, **{field: token})
+                assert str(told).startswith('FAILED_PRECONDITION: esp: the key "x/1" has come from another shard'), told
+        assert await compared(target=Compare.VERSION, result=Compare.GREATER) is True
+        told = await compared(target=Compare.VERSION, result=Compare.EQUAL, version=2)
+        assert "versions count anew" in str(told)
+        for name in ("min_mod_revision", "max_mod_revision", "min_create_revision", "max_create_revision"):
+            assert await code_of(client.get(*X, **{name: last})) is grpc.StatusCode.FAILED_PRECONDITION
+            assert await code_of(client.get(b"x/1", **{name: token})) is grpc.StatusCode.FAILED_PRECONDITION
+            read = Op(request_range=Range(key=X[0], range_end=X[1], **{name: last}))
+            assert await code_of(client.kv.Txn(Txn(success=[read]), timeout=30)) is grpc.StatusCode.FAILED_PRECONDITION
+            assert await code_of(client.get(b"y", **{name: last})) is grpc.StatusCode.OK, "it stays where it was"
+        newest = max(after.values(), key=lambda pair: pair.create_revision)
+        found = await client.get(
+            *X, max_create_revision=newest.create_revision - 1, sort_order=2, sort_target=2, limit=1
+        )
+        assert [pair.key for pair in found.kvs] == [b"x/1"]
+
+    serve(mapped, work)

@@ -39,7 +39,9 @@ def former_of(shared: SharedMap, found: Mapping[str, Held | Status]) -> Former:
         opened = one.opened
         if opened is None and isinstance(held, Held) and held.guard == shared.guards.get(one.target):
             opened = held.guard_revision  # of a later guard, and so higher
-        came.append(Came(one.range, one.target, UNKNOWN if opened is None else opened, one.cut or 0, one.epoch))
+        came.append(
+            Came(one.range, one.target, UNKNOWN if opened is None else opened, one.cut or 0, one.epoch, one.source)
+        )
     return Former().after(came)
 
 

@@ -8,6 +8,7 @@
     txn_look       the keys and tokens of a transaction, found in its bytes, in steps
     txn_refused    how many operations a shard has refused
     validate, txn  etcd's own checks
+    before_move    numbers of before a range came to its shard
     translate      revisions in a request, as the shard counts that gets the request
 
     clipping       requests without the keys of esp's own

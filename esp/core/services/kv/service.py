@@ -21,6 +21,7 @@ from esp.core.services import metadata
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
 from esp.core.services.handlers import CoroutineCall, let_in_to_all, parse
 from esp.core.services.kv import across, validate
+from esp.core.services.kv.before_move import BeforeMove, has_revisions
 from esp.core.services.kv.compaction import Compactions
 from esp.core.services.kv.concat import MOST_SEGMENTS, Concat
 from esp.core.services.kv.merge import delete_refused, refuse_range
@@ -137,14 +138,15 @@ class _Ranges(Routed):
         self.snapshot_tries = snapshot_tries
         self.undivided = routing.undivided
         self.former = routing.layout.former
-        self.has_former = bool(self.former)
+        self.before = BeforeMove(self.former, self.shards, routing.tokens)
+        self.has_former = bool(self.before)
         context = next(iter(self.shards.values())).context
         self.spans = Spans(routing, gate, context.observer)
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Sends it to the shard that owns the key or the whole range."""
         asked = asked_range(message, PREFIX_SIZE)
-        if asked is not None and not (self.has_former and parse(rpc_pb2.RangeRequest, message).revision):
+        if asked is not None and not (self.has_former and has_revisions(message)):
             key, range_end = asked
             if range_end is None:
                 try:
@@ -174,12 +176,13 @@ class _Ranges(Routed):
         if sole is not None:
             if not request.range_end:
                 self.undivided.owner(request.key)
+            check(self.before.refuse_filters(request, sole))
             has_tokens = translate_filters(self.routing.tokens, request, sole)
             if position is None:
                 stream.translated |= has_tokens
                 shard = self.shards[sole]
                 revision = request.revision
-                if revision > 0 and self.former.is_stale(key_range, sole, revision, shard.seen):
+                if revision > 0 and self.before.is_stale(key_range, sole, revision):
                     raise errors.COMPACTED.error()
                 self.pass_on(stream, request, shard)
                 return

@@ -7,13 +7,13 @@ from collections.abc import Iterator
 from typing import Final
 
 from esp.core import errors
-from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.routing import Routing
 from esp.core.services import metadata
 from esp.core.services.gate import Gate
 from esp.core.services.handlers import parse
 from esp.core.services.kv import across, txn
+from esp.core.services.kv.before_move import BeforeMove
 from esp.core.services.kv.peek import txn_key
 from esp.core.services.kv.routed import Routed
 from esp.core.services.kv.txn_plan import Plan, Plans
@@ -39,10 +39,10 @@ class Txn(Routed):
         self.snapshots = snapshots
         self.snapshot_tries = snapshot_tries
         self.has_former = bool(routing.layout.former)
-        is_stale = self._is_stale if self.has_former else None
+        before = BeforeMove(routing.layout.former, routing.shards, routing.tokens)
         self.refused = RefusedTxns(self.shards, gate.spawn)
         self.plans = Plans(
-            routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, is_stale, self.refused.by
+            routing.map, routing.tokens, routing.undivided, routing.apiservers.saw, before, self.refused.by
         )
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
@@ -96,9 +96,6 @@ class Txn(Routed):
                 self.serve_across(
                     stream, everywhere, message, lambda call: across.txn_of_nothing(call, self.routing, body)
                 )
-
-    def _is_stale(self, keys: KeyRange, owner: str, revision: int) -> bool:
-        return self.routing.layout.former.is_stale(keys, owner, revision, self.shards[owner].seen)
 
     def recover(self, stream: ServerCall, message: bytes, status: Status) -> bool:
         """Sends the transaction once more if its shard lacks the lease of a put, but the lease is alive."""

@@ -13,9 +13,11 @@ from typing import Final
 
 from esp.core.keys import KeyRange
 from esp.core.services.kv import peek
+from esp.core.services.kv.before_move import BeforeMove
 from esp.core.services.pace import Pace
 from esp.core.shard_map import ShardMap
 from esp.core.tokens import is_token
+from esp.core.wire.status import Status
 
 MOST_DEPTH: Final = 98
 """The most messages inside each other; protobuf reads 100."""
@@ -64,13 +66,18 @@ _COMPARE_FIELDS: Final = {
 }
 _ONE_OF: Final = range(4, 9)  # a compare has at most one of these fields
 _USUAL: Final = {_RANGE: peek.RANGE_FIELDS, _PUT: peek.PUT_FIELDS, _DELETE: peek.DELETE_FIELDS}
-_WITHOUT_REVISION: Final = {**_USUAL, _RANGE: {tag: most for tag, most in peek.RANGE_FIELDS.items() if tag != 4 << 3}}
-"""As `_USUAL`, but a Range at a revision is unusual."""
+_RESULT, _TARGET = 1, 2  # fields of a compare
+_COMPARED_NUMBER: Final = {0: 4, 1: 5, 2: 6}
+"""The field of a compare's number, by its target: version, create_revision, mod_revision."""
+_FILTERS: Final = (10, 11, 12, 13)
+_WITHOUT_REVISIONS: Final = {
+    **_USUAL,
+    _RANGE: {tag: most for tag, most in peek.RANGE_FIELDS.items() if tag >> 3 not in (4, *_FILTERS)},
+}
+"""As `_USUAL`, but a Range at a revision, or with a filter by revisions, is unusual."""
 _UNUSUAL: Final = {_RANGE: _RANGE_FIELDS, _PUT: _PUT_FIELDS, _DELETE: _DELETE_FIELDS}
 _ORDERS, _TARGETS = 3, 5
 
-IsStale = Callable[[KeyRange, str, int], bool]
-"""Whether a plain revision for a range of one shard is from before the range came to the shard."""
 Refuses = Callable[[str | None, int], bool]
 """Whether a shard refuses so many entries in one list, whatever they are; without a shard, whether all of them do."""
 
@@ -89,6 +96,7 @@ class Look:
         is_odd: the form is not the one that every protobuf library writes, so etcd might read something else in it.
         is_lost: the look could not go through to the end, so no other finding counts.
         is_stale: a Range is at a plain revision from before its keys moved to their shard.
+        refusal: why a number may not be compared that may be from before its keys moved; None if all may.
         longest: the most entries in one list: compares, operations of either branch. Nested ones do not count.
         is_nested: a transaction stands in it, for which etcd allows only as many entries as the outer one leaves.
         is_refused: the owner of the first keys refuses that many, so nothing further was looked at.
@@ -107,6 +115,7 @@ class Look:
         "other",
         "owner",
         "parts",
+        "refusal",
         "tokens",
     )
 
@@ -120,6 +129,7 @@ class Look:
         self.is_odd = False
         self.is_lost = False
         self.is_stale = False
+        self.refusal: Status | None = None
         self.longest = 0
         self.is_nested = False
         self.is_refused = False
@@ -134,16 +144,16 @@ def look(
     message: bytes,
     offset: int,
     shard_map: ShardMap,
-    is_stale: IsStale | None = None,
+    before: BeforeMove | None = None,
     refuses: Refuses | None = None,
 ) -> Generator[None, None, Look]:
     """Looks through a transaction, `LOOKED_AT_ONCE` parts with each step.
 
     The keys of both branches count. Only a shard that owns all of them can decide which branch runs, and etcd checks
-    the permissions for both. `is_stale` is asked about each Range at a plain revision within one shard. `refuses` is
-    asked in each step about the owner of the first keys.
+    the permissions for both. `before` is asked about each number that is compared, or read at, within one shard.
+    `refuses` is asked in each step about the owner of the first keys.
     """
-    parts = _Parts(message, shard_map, is_stale)
+    parts = _Parts(message, shard_map, before or None)
     found = parts.found
     try:
         yield from _walk(message, offset, parts, refuses)
@@ -194,7 +204,7 @@ def _walk(message: bytes, position: int, parts: _Parts, refuses: Refuses | None)
                 entries[tag] += 1
             if tag == _COMPARE:
                 found.only_reads = False
-                compared = peek.compared_key(message, start, after)
+                compared = None if parts.before else peek.compared_key(message, start, after)
                 if compared is None:
                     parts.read(start, after, _COMPARE_FIELDS)
                 else:
@@ -240,14 +250,15 @@ class _Parts:
         found: the findings so far.
         empty: the first empty range.
         usual: the fields of operations in their usual form.
+        before: the ranges that have moved; None if there are none.
     """
 
-    __slots__ = ("_is_stale", "_last", "_map", "_message", "empty", "found", "usual")
+    __slots__ = ("_last", "_map", "_message", "before", "empty", "found", "usual")
 
-    def __init__(self, message: bytes, shard_map: ShardMap, is_stale: IsStale | None) -> None:
+    def __init__(self, message: bytes, shard_map: ShardMap, before: BeforeMove | None) -> None:
         self.found = Look()
-        self.usual = _WITHOUT_REVISION if is_stale else _USUAL
-        self._is_stale = is_stale
+        self.usual = _WITHOUT_REVISIONS if before else _USUAL
+        self.before = before
         self.empty: KeyRange | None = None
         self._message = message
         self._map = shard_map
@@ -280,6 +291,7 @@ class _Parts:
         found, message = self.found, self._message
         key = range_end = b""
         seen = read_at = 0
+        numbers: dict[int, int] = {}  # by the field
         for _ in range(MOST_FIELDS):
             if position == end:
                 break
@@ -296,6 +308,7 @@ class _Parts:
             seen |= bit
             place = position
             number, position = self.number(position, end)
+            numbers[field] = number
             if what <= _Is.BYTES:
                 place, position = position, position + number
                 if position > end:
@@ -315,11 +328,28 @@ class _Parts:
                 found.knows_sorts = False
         if position != end:
             raise _Lost
-        if read_at and self._is_stale:
-            keys = KeyRange.of_request(key, range_end)
-            owner = self._map.sole_owner(keys)
-            found.is_stale |= owner is not None and self._is_stale(keys, owner, read_at)
+        if self.before is not None and fields in (_RANGE_FIELDS, _COMPARE_FIELDS):
+            self._look_back(self.before, KeyRange.of_request(key, range_end), numbers, read_at, fields)
         self.touch(key, range_end)
+
+    def _look_back(
+        self, before: BeforeMove, keys: KeyRange, numbers: dict[int, int], read_at: int, fields: dict[int, _Is]
+    ) -> None:
+        """Looks whether numbers in a compare or a Range are of before the keys moved to their shard."""
+        found = self.found
+        owner = self._map.sole_owner(keys)
+        if owner is None or found.refusal is not None:
+            return
+        if fields is _COMPARE_FIELDS:
+            result, target = numbers.get(_RESULT, 0), numbers.get(_TARGET, 0)
+            number = _signed(numbers.get(_COMPARED_NUMBER.get(target, 0), 0))
+            found.refusal = before.refuse_compare(keys, owner, target, result, number)
+            return
+        if read_at:
+            found.is_stale |= before.is_stale(keys, owner, read_at)
+        for field in _FILTERS:
+            if found.refusal is None and field in numbers:
+                found.refusal = before.refuse_order(keys, owner, _signed(numbers[field]))
 
     def number(self, position: int, end: int) -> tuple[int, int]:
         """The number at `position`, and the position behind it."""
@@ -362,3 +392,9 @@ class _Parts:
             if not depth:
                 return position
         raise _Lost
+
+
+def _signed(number: int) -> int:
+    """The int64 that is written as this varint."""
+    number &= (1 << 64) - 1
+    return number - (1 << 64) if number >> 63 else number

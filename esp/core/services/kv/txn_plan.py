@@ -15,10 +15,11 @@ from esp.core.namespace import Namespace
 from esp.core.pb import rpc_pb2
 from esp.core.services.handlers import parse
 from esp.core.services.kv import txn
+from esp.core.services.kv.before_move import BeforeMove
 from esp.core.services.kv.merge import refuse_range
 from esp.core.services.kv.routed import check
 from esp.core.services.kv.translate import translate_filters, translate_txn
-from esp.core.services.kv.txn_look import IsStale, Look, Refuses, look
+from esp.core.services.kv.txn_look import Look, Refuses, look
 from esp.core.services.namespace import in_namespace
 from esp.core.services.pace import Pace
 from esp.core.services.revision import position_of
@@ -65,11 +66,11 @@ class Plans:
         tokens: the revisions over several shards that clients may name.
         undivided: the ranges in which transactions over several shards are refused.
         saw: is told a key of each transaction before it is planned.
-        is_stale: see `txn_look`.
+        before: see `txn_look`.
         refuses: see `txn_look`.
     """
 
-    __slots__ = ("_is_stale", "_map", "_refuses", "_saw", "_tokens", "_undivided")
+    __slots__ = ("_before", "_map", "_refuses", "_saw", "_tokens", "_undivided")
 
     def __init__(
         self,
@@ -77,14 +78,14 @@ class Plans:
         tokens: Tokens,
         undivided: Undivided,
         saw: Callable[[bytes], object],
-        is_stale: IsStale | None = None,
+        before: BeforeMove | None = None,
         refuses: Refuses | None = None,
     ) -> None:
         self._map = shard_map
         self._tokens = tokens
         self._undivided = undivided
         self._saw = saw
-        self._is_stale = is_stale
+        self._before = before
         self._refuses = refuses
 
     def plan(self, message: bytes, hold: Hold) -> Generator[None, None, Plan]:
@@ -93,18 +94,21 @@ class Plans:
         Raises:
             RpcError: the transaction is refused.
         """
-        found = yield from look(message, PREFIX_SIZE, self._map, self._is_stale, self._refuses)
+        found = yield from look(message, PREFIX_SIZE, self._map, self._before, self._refuses)
         if found.is_refused:
             raise errors.TOO_MANY_OPS.error()  # etcd looks at nothing else before
         if found.is_odd:
             # The shard must read the same in it as esp: so the shard gets the parsed message, serialised anew.
             message = prefix(_parsed(message, found, hold).SerializeToString())
-            found = yield from look(message, PREFIX_SIZE, self._map, self._is_stale)
+            found = yield from look(message, PREFIX_SIZE, self._map, self._before)
             if found.is_lost:
                 raise txn.TOO_ODD.error()
         if found.is_stale:
             yield from _validate(message, found, hold)
             raise errors.COMPACTED.error()
+        if found.refusal is not None:
+            yield from _validate(message, found, hold)
+            raise found.refusal.error()
         if found.first is None:
             return Plan(message)
         self._saw(found.first.start)

@@ -81,6 +81,13 @@ class Pool:
         pool = self.crowds.get(crowd)
         return pool if pool is not None else Pool(self.shard, self.forward, partial(self._on_crowd, crowd), crowd)
 
+    def use(self, shard: Shard) -> None:
+        """Goes on by another client of the same shard."""
+        self.shard = shard
+        self.upstream.use(shard)
+        for pool in list(self.crowds.values()):
+            pool.use(shard)
+
     def _on_crowd(self, crowd: ClientsConnection, pool: Pool) -> None:
         if not pool.is_idle:
             self.crowds[crowd] = pool

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from functools import partial
+from collections.abc import Collection, Iterable, Mapping
 from typing import Final
 
 from esp.core.background import Background
+from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.services.metadata import call_head
 from esp.core.services.watch.moved import Moved
@@ -14,6 +14,7 @@ from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
 from esp.core.services.watch.stream import WatchStream
 from esp.core.shard import Shard
+from esp.core.shard_map import Segment
 from esp.core.wire.context import WireContext
 from esp.core.wire.request import RequestHead
 from esp.core.wire.request_encoder import Forward
@@ -73,22 +74,40 @@ class Watch(Handler):
 
         A stream ends if the new layout divides the keys of one of its watchers differently. The client resumes, and is
         served by the new layout. Other streams go on untouched.
+
+        By a map of the shards, a watcher whose keys have come to other shards ends alone: it is told "compacted". All
+        others go on, also at shards that have another guard now.
         """
         before, self.routing = self.routing.layout, routing
         before.undivided.on_added = None
         routing.undivided.on_added = self._end_divided
+        kept = {shard: routing.layout.shards[shard.name] for shard in _with_other_guards(before, routing.layout)}
+        for pool in [pool for (shard, _), pool in self._pools.items() if shard in kept]:
+            del self._pools[pool.shard, pool.forward]
+            pool.use(kept[pool.shard])
+            if not pool.is_idle:
+                self._pools[pool.shard, pool.forward] = pool
         for stream in tuple(self.streams):
-            moved = [
-                watcher
-                for watcher in stream.all_watchers()
-                if (keys := watcher.keys) is not None and not before.divides_alike(keys, routing.layout)
-            ]
-            for watcher in moved:
-                if not watcher.spans_shards and watcher.taps:
-                    self.moved.add(watcher.name)
-            if moved:
-                stream.outbox.stop()
+            stream.use(kept)
+            self._leave_moved(stream, before, kept)
         self._end_divided()
+
+    def _leave_moved(self, stream: WatchStream, before: Layout, kept: Mapping[Shard, Shard]) -> None:
+        """Ends the watchers of a client whose keys are divided differently now."""
+        after = self.routing.layout
+        for watcher in list(stream.all_watchers()):
+            keys = watcher.keys
+            if keys is None or watcher.is_dead or before.divides_alike(keys, after):
+                continue
+            segments = before.segments(keys)
+            if all(shard in (after.shards.get(shard.name), *kept) for shard in _shards_of(before, segments)):
+                if segments == after.segments(keys):
+                    continue
+                if watcher.end_for_move():
+                    continue
+            elif not watcher.spans_shards and watcher.taps:
+                self.moved.add(watcher.name)
+            stream.outbox.stop()
 
     def _end_divided(self) -> None:
         """Ends the streams with a watcher that esp would refuse now. Their clients come again, and are refused."""
@@ -101,7 +120,7 @@ class Watch(Handler):
         key = (self.routing.shards[shard], forward)
         pool = self._pools.get(key)
         if pool is None:
-            pool = Pool(key[0], forward, partial(self._on_change, key))
+            pool = Pool(key[0], forward, self._on_change)
         return pool
 
     @property
@@ -109,11 +128,28 @@ class Watch(Handler):
         """The pools that have sources."""
         return self._pools.values()
 
-    def _on_change(self, key: tuple[Shard, Forward], pool: Pool) -> None:
+    def _on_change(self, pool: Pool) -> None:
+        key = pool.shard, pool.forward
         if not pool.is_idle:
             self._pools.setdefault(key, pool)
         elif self._pools.get(key) is pool:
             del self._pools[key]
+
+
+def _with_other_guards(before: Layout, after: Layout) -> list[Shard]:
+    """The shards that have another guard now and nothing else, because a move of the next map has begun or ended there.
+
+    Of more than one change at once it is not known what has become of a shard meanwhile.
+    """
+    if after.epoch != before.epoch + 1:
+        return []
+    moved = [one for one in after.former.came if one.epoch == after.epoch]
+    names = {name for one in moved for name in (one.source, one.shard)}
+    return [shard for name, shard in before.shards.items() if name in names and after.shards.get(name) is not shard]
+
+
+def _shards_of(layout: Layout, segments: Iterable[Segment]) -> set[Shard]:
+    return {layout.shards[segment.shard] for segment in segments}
 
 
 def _forward(head: RequestHead) -> Forward:

@@ -70,6 +70,8 @@ def choose_starts(
     if position is not None:
         vector = [position.start(shard) if len(shards) > 1 else position.revision(shard) for shard in shards]
     elif len(shards) == 1 or start <= FROM_THE_BEGINNING:
+        if start == FROM_THE_BEGINNING and _have_come(client, keys):
+            return None  # the history of the shards has copies of the keys
         return [start] * len(shards)
     else:
         if client.positions.others is None:
@@ -83,6 +85,12 @@ def choose_starts(
         if any(revisions[part.shard] <= former.floor(part.range, part.shard) for part in parts):
             return None
     return None if vector is None or 0 in vector else vector
+
+
+def _have_come(client: Resuming, keys: KeyRange) -> bool:
+    """Whether some of the keys have come to a shard from another one that holds the same map."""
+    layout = client.routing.layout
+    return layout.is_guarded and any(layout.former.floor(part.range, part.shard) for part in layout.segments(keys))
 
 
 def is_of_former_owner(client: Resuming, start_revision: int, keys: KeyRange, tap: Tap, start: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -171,6 +171,12 @@ class WatchStream(Sink):
             upstream = self._own[pool.shard] = Upstream(pool.shard, pool.forward, self.outbox)
             self.outbox.wants_room = True
         return upstream
+
+    def use(self, others: Mapping[Shard, Shard]) -> None:
+        """Goes on by other clients of the same shards."""
+        for before in [shard for shard in self._own if shard in others]:
+            upstream = self._own[others[before]] = self._own.pop(before)
+            upstream.use(others[before])
 
     @property
     def routing(self) -> Routing:

@@ -17,16 +17,18 @@ from typing import Final
 
 from esp.core import errors
 from esp.core.background import Timer
+from esp.core.pb import rpc_pb2
 from esp.core.services.watch.call import WatchCall
+from esp.core.services.watch.checked_call import CheckedWatchCall
 from esp.core.services.watch.exchange import Exchange, ShardWatcher
 from esp.core.services.watch.messages import cancel_request
 from esp.core.services.watch.outbox import READ_AHEAD_BYTES, ClientsConnection, Outbox
 from esp.core.services.watch.peek import watch_id_of
-from esp.core.shard import FIRST_PAUSE, LONGEST_PAUSE, Shard
+from esp.core.shard import FIRST_PAUSE, GUARD_KEY, LONGEST_PAUSE, RANGE, Shard, ask_for_esp
 from esp.core.wire.budget import Account
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.request_encoder import Forward
-from esp.core.wire.status import Code, Status
+from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.watch")
 
@@ -45,6 +47,9 @@ TRANSIENT: Final = frozenset(
 
 An overloaded member may answer Unknown or DeadlineExceeded "context deadline exceeded".
 """
+LOOK_SECONDS: Final = 10.0
+"""Seconds that a look at the guard may take; then the call is opened anew."""
+_GUARD: Final = rpc_pb2.RangeRequest(key=GUARD_KEY)
 LEFT: Final = Status(Code.UNAVAILABLE, "esp has left it")
 
 
@@ -197,6 +202,31 @@ class Upstream(Exchange):
 
     # Opening.
 
+    def use(self, shard: Shard) -> None:
+        """Goes on by another client of the same shard, as after a break."""
+        before, self.shard = self.shard, shard
+        before.forget_opener(self)
+        was_opening, self._is_opening = self._is_opening, False
+        self._failures = 0
+        if self._call is not None:
+            self.begin_anew()
+        elif was_opening:
+            self._open()
+
+    def look_at_guard(self, call: CheckedWatchCall) -> None:
+        """Looks whether the shard has the guard by which this call was made."""
+        self.shard.background.start(self._look_at_guard(self.shard, call), on_bug=self.on_bug)
+
+    async def _look_at_guard(self, shard: Shard, call: CheckedWatchCall) -> None:
+        assert shard.guard is not None
+        try:
+            answer = await ask_for_esp(shard, RANGE, _GUARD, seconds=LOOK_SECONDS)
+        except RpcError as error:
+            call.looked(is_same=False, fault=errors.undecided(error.status))
+        else:
+            call.looked(is_same=[pair.value for pair in answer.kvs] == [shard.guard.value])
+        shard.context.flush()
+
     def _open(self) -> None:
         if not self._is_opening and self._pause is None:
             self._is_opening = True
@@ -211,7 +241,8 @@ class Upstream(Exchange):
         """The shard has a connection."""
         self._is_opening = False
         self._began = monotonic()
-        call = self._call = WatchCall(connection, self)
+        kind = WatchCall if self.shard.guard is None else CheckedWatchCall
+        call = self._call = kind(connection, self)
         connection.call(call, self._forward, b"", None, end=False)
         for source in list(self.sources.values()):
             self._send_create(call, source)

@@ -15,6 +15,7 @@ from esp.core.services.watch.messages import (
     NO_ID,
     Response,
     Spec,
+    canceled,
     compacted,
     created,
     encoded,
@@ -398,6 +399,16 @@ class Watcher:
         self.is_dead = True
         self.stream.outbox.send(response.encode(self.id))
 
+    def end_for_move(self) -> bool:
+        """Ends the watcher as compacted, because its keys have come to other shards; False if no client knows it."""
+        if not self.is_announced:
+            return False
+        if self.span is not None:
+            self._end(self.span.compacted())
+        else:
+            self._end(canceled(_without_revision(self.make_header()), max(1, self.taps[0].position)))
+        return True
+
     # The end.
 
     def make_header(self) -> bytes:
@@ -419,3 +430,10 @@ class Watcher:
         """Lets go of its parts after the end: they refer to it, and such a cycle would stay in memory for long."""
         self.taps = ()
         self.span = self._oldest = self._held = None
+
+
+def _without_revision(head: bytes) -> bytes:
+    """The field of a header without its revision, as etcd has it where history is compacted."""
+    header = rpc_pb2.WatchResponse.FromString(head).header
+    header.revision = 0
+    return header_field(header)

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
+from esp.core.services.kv.before_move import BeforeMove
 from esp.core.services.kv.peek import txn_key
 from esp.core.services.kv.txn_look import MOST_FIELDS, Look, look
 from esp.core.services.pace import LOOKED_AT_ONCE
@@ -315,13 +316,20 @@ def test_nothing_is_looked_at_behind_more_than_a_shard_allows() -> None:
 def test_it_asks_about_each_range_at_a_plain_revision_in_one_shard_whether_it_is_stale() -> None:
     asked = []
 
-    def is_stale(keys: KeyRange, owner: str, revision: int) -> bool:
-        asked.append((keys, owner, revision))
-        return revision == 7
+    class Before(BeforeMove):
+        def __init__(self) -> None:
+            pass
+
+        def __bool__(self) -> bool:
+            return True
+
+        def is_stale(self, keys: KeyRange, owner: str, revision: int) -> bool:
+            asked.append((keys, owner, revision))
+            return revision == 7
 
     def stale(*reads: Op) -> bool:
         body = Txn(success=reads).SerializeToString()
-        found: Look = steps_taken(look(b"\0\0\0\0\0" + body, 5, MAP, is_stale))[0]
+        found: Look = steps_taken(look(b"\0\0\0\0\0" + body, 5, MAP, Before()))[0]
         return found.is_stale
 
     assert not stale(get(b"a"), get(b"c", revision=8), get(b"a", revision=MARK + 7), get(b"a", b"z", revision=7))
