@@ -99,7 +99,8 @@ class Running:
         A layout may be installed without this. Then calls to its new shards wait, as for any shard that is not
         connected.
         """
-        new = [shard for shard in layout.shards.values() if shard not in self._tasks]
+        # Also those that began with a layout that was prepared before this one, and are not connected yet.
+        new = [shard for shard in layout.shards.values() if shard not in self._tasks or shard in self._next]
         for shard in new:
             self._begin(shard)
         return await unreachable(new, seconds)

@@ -13,6 +13,7 @@ from typing import Any, Final
 from esp.core.apiservers import holds, namespace_key, roots_in_question
 from esp.core.background import all_of
 from esp.core.config import Config, ShardConfig
+from esp.core.fleet import Registered, registered
 from esp.core.health.accounts import Accounts, compare, find, where_on
 from esp.core.health.clocks import judge_certificates, judge_clocks
 from esp.core.health.connecting import connecting, settled, trouble_of
@@ -31,7 +32,7 @@ from esp.core.keys import KeyRange
 from esp.core.kubernetes import cuts
 from esp.core.server_certificates import ServerCertificates
 from esp.core.shard import Shard
-from esp.core.shared_map import Held, read
+from esp.core.shared_map import DisagreeError, Held, newest, read
 from esp.core.tls_files import TlsFiles
 from esp.core.tls_paths import TlsFileError
 from esp.core.wire.context import WireContext
@@ -88,7 +89,7 @@ async def examine(
     health = with_findings(health, (), [*judge_clocks(health.shards), *judge_certificates(health.shards, now())])
     health = with_findings(with_findings(health, *compare(told[1])), (), where_on(told[1]))
     health = with_findings(health, *judge_leases(told[2]))
-    health = with_findings(health, *judge_shared_map(config, told[3]))
+    health = with_findings(health, *judge_shared_map(config, *told[3]))
     if keys:
         counts = await _keys(config, context, files, seconds, moving_in(told[3]))
         health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
@@ -122,12 +123,18 @@ async def _leases(config: Config, context: WireContext, files: TlsFiles) -> List
 
 async def _shared_map(
     config: Config, context: WireContext, files: TlsFiles, seconds: float
-) -> dict[str, Held | Status]:
-    """What each shard that can be asked holds of the map on the shards, by name."""
+) -> tuple[dict[str, Held | Status], list[Registered]]:
+    """What each shard that can be asked holds of the map on the shards, by name; and the registered proxies."""
     async with connecting(config, context, files) as shards:
         troubles = await all_of([trouble_of(shard, seconds) for shard in shards.values()])
         answering = [shard for shard, trouble in zip(shards.values(), troubles, strict=True) if not trouble]
-        return await read(answering, seconds)
+        held = await read(answering, seconds)
+        with suppress(DisagreeError, RpcError):
+            told = newest(held)
+            anchor = None if told is None else shards.get(told.map.anchor)
+            if anchor in answering:
+                return held, list((await registered(anchor, seconds)).values())
+        return held, []
 
 
 async def _accounts(config: Config, context: WireContext, files: TlsFiles, seconds: float) -> dict[str, Accounts]:

@@ -7,6 +7,7 @@ from typing import Final
 
 from esp.core.background import all_of
 from esp.core.lease_sync import CALL_SECONDS, Copied, CopyTtl, call, copy, each
+from esp.core.own_keys import is_own_lease
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_LEASES, Shard
 from esp.core.wire.status import RpcError
@@ -87,4 +88,4 @@ async def _leases(shard: Shard, *, lenient: bool) -> set[int]:
         raise MissingLeasesError(
             f"{shard_called(shard.name)} does not tell its leases: {error.status.message}"
         ) from None
-    return {lease.ID for lease in answer.leases}
+    return {lease.ID for lease in answer.leases if not is_own_lease(lease.ID)}

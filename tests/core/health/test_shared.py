@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from esp.core.config import Config, parse
+from esp.core.fleet import Registered
 from esp.core.health.shared import judge_shared_map
 from esp.core.shared_map import Held, Next, SharedMap
 from esp.core.wire.status import Code, Status
@@ -71,3 +72,19 @@ def test_a_config_with_another_map_is_a_note() -> None:
     problems, (note,) = judge_shared_map(config(OTHER), held(made()))
     assert problems == []
     assert note.text.startswith(f"the map on the shards, of epoch 1, is {MAP.fingerprint}, and that of the config is ")
+
+
+def test_a_proxy_that_serves_by_an_older_map_is_a_note() -> None:
+    before = made()
+    shared = after(before, "a", "b", "c", "d")
+
+    def proxy(number: int, epoch: int, url: str = "http://10.0.0.1:2379") -> Registered:
+        return Registered(number=number, urls=(url,), peers=(url,), version="1", epoch=epoch)
+
+    proxies = [proxy(1, 1), proxy(2, 1), proxy(3, 2, "http://10.0.0.2:2379")]
+    problems, notes = judge_shared_map(config(), held(shared), proxies)
+    assert problems == []
+    assert [one.text for one in notes if "proxy" in one.text] == [
+        "the proxy at http://10.0.0.1:2379 serves by the map of epoch 1, and the shards have 2; if that lasts, see its "
+        "log"
+    ]
