@@ -116,10 +116,14 @@ def write_removal(change: Next, output: Format) -> None:
     if output is Format.JSON:
         return
     shared = change.after
-    write(f"The map of epoch {shared.epoch - 1} is taken from the shards. Its ranges, for the configs of the proxies:")
+    write_prose(
+        f"The map of epoch {shared.epoch - 1} is taken from the shards. Its ranges, for the configs of the proxies:"
+    )
     rows = [[name, ", ".join(map(format_range, shared.map.ranges_of(name))) or "-"] for name in shared.names]
     write_table(["SHARD", "KEYS"], rows)
-    write("A proxy that serves by the map refuses all calls from then on. Stop it first, and start it with map: file.")
+    write_prose(
+        "A proxy that serves by the map refuses all calls from then on. Stop it first, and start it with map: file."
+    )
 
 
 def write_waiting(outcome: Outcome) -> None:

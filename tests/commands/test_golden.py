@@ -508,6 +508,8 @@ PLACES = {
     "map history": "test_map_golden.py",
     "map apply": "test_map_golden.py",
     "map finish": "test_map_golden.py",
+    "map fence": "test_map_golden.py",
+    "map remove": "test_map_golden.py",
 }
 """Where commands are shown that are not in this file."""
 

@@ -22,6 +22,8 @@ LINES = (
     ("map apply --yes other.yaml", 1),
     ("map finish -c two.yaml", 0),
     ("map history -c two.yaml", 0),
+    ("map fence s1 --yes -c two.yaml", 0),
+    ("map remove --yes -c two.yaml", 0),
 )
 """In this order, and the exit code of each."""
 
