@@ -12,6 +12,8 @@
 //	trials auth ENDPOINT USER PASSWORD ROUNDS SECONDS
 //	                                    ROUNDS times, with SECONDS between them: puts "a", "k" and "z" as a user, reads
 //	                                    and deletes them all; a watch of all keys beside it
+//	trials mutexes ENDPOINT COUNT       COUNT workers with a session each take the lock "x/lock" again and again, until the
+//	                                    key "over" is there
 package main
 
 import (
@@ -289,6 +291,8 @@ func main() {
 		what = response(client, os.Args[3] == "true")
 	case "sync":
 		what = syncs(client)
+	case "mutexes":
+		what = mutexes(client, number(os.Args[3]))
 	default:
 		check(fmt.Errorf("no trial %s", os.Args[1]))
 	}
