@@ -76,7 +76,8 @@ class TestCalls:
         for method in ("DeleteRange", "Txn"):
             slow = lines_of(esp, method, "esp.slow")[0]
             assert sorted(slow["shards"]) == (["s0", "s1", "s2"] if method == "DeleteRange" else ["s0", "s2"])
-            assert 0 < slow["shard_seconds"] <= slow["seconds"]
+            assert 0 < slow["slowest_seconds"] <= slow["shard_seconds"] <= slow["seconds"]
+            assert slow["slowest_shard"] in slow["shards"]
         several = ["s0", "s1", "s2"]
         assert [line.get("shards") for line in lines_of(esp, "Range", "esp.slow")[1:4]] == [several, None, several]
         assert not lines_of(esp, "Watch", "esp.slow"), "a watch lasts as long as its client wants"
@@ -87,20 +88,34 @@ class TestCalls:
         shards = start_etcd.several(2)
         esp = start_esp(shards, ["m"])
         with connect(esp) as channel:
-            kv = rpc_pb2_grpc.KVStub(channel)
+            kv, lease = rpc_pb2_grpc.KVStub(channel), rpc_pb2_grpc.LeaseStub(channel)
             kv.Put(rpc_pb2.PutRequest(key=b"a"))
+            kv.Range(rpc_pb2.RangeRequest(key=b"a", range_end=b"\0"))  # the first one waits for a place
             with frozen(shards[1]):
-                for ask in (
-                    lambda: kv.Put(rpc_pb2.PutRequest(key=b"z\n", value=b"SECRET"), timeout=1.2),
-                    lambda: kv.Range(rpc_pb2.RangeRequest(key=b"all", range_end=b"\0"), timeout=1.2),
-                ):
+                delete = rpc_pb2.DeleteRangeRequest(key=b"gone", range_end=b"\0")
+                ordered = rpc_pb2.RangeRequest(key=b"both", range_end=b"\0", limit=9, sort_order=1, sort_target=4)
+                asked = [
+                    kv.Put.future(rpc_pb2.PutRequest(key=b"z\n", value=b"SECRET"), timeout=1.2),
+                    kv.Range.future(rpc_pb2.RangeRequest(key=b"all", range_end=b"\0"), timeout=1.2),
+                    kv.Range.future(ordered, timeout=1.2),
+                    kv.DeleteRange.future(delete, timeout=1.2),
+                ]
+                granted = lease.LeaseGrant.future(rpc_pb2.LeaseGrantRequest(TTL=60), timeout=PATIENCE)
+                for call in asked:
                     with pytest.raises(grpc.RpcError):
-                        ask()
+                        call.result()
+                granted.result()  # without s1, which esp has waited for
             expected = (
                 r'WARNING slow: /etcdserverpb.KV/Put "z\\x0a" of 127\.0\.0\.1:\d+ took \d+\.\d+ s, '
                 r"\d+\.\d+ s at shard s1, \d+\.\d+ s in esp before: (DeadlineExceeded|Canceled)\n",
                 r'slow: /etcdserverpb.KV/Range "all" of \S+ took \d+\.\d+ s, '
-                r"\d+\.\d+ s at shards s0, s1, \d+\.\d+ s in esp before: ",
+                r"1\.\d+ s at shards s0, s1 \(most at s1: 1\.\d+ s\), 0\.\d+ s in esp: ",
+                r'slow: /etcdserverpb.KV/Range "both" of \S+ took \d+\.\d+ s, '
+                r"1\.\d+ s at shards s0, s1 \(most at s1: 1\.\d+ s\), 0\.\d+ s in esp: ",
+                r"slow: /etcdserverpb.Lease/LeaseGrant of \S+ took \d+\.\d+ s, "
+                r"[1-9]\.\d+ s at shards s0, s1 \(most at s1: [1-9]\.\d+ s\), \d\.\d+ s in esp: OK",
+                r'slow: /etcdserverpb.KV/DeleteRange "gone" of \S+ took \d+\.\d+ s, '
+                r"1\.\d+ s at shards s0, s1 \(most at s1: 1\.\d+ s\), 0\.\d+ s in esp: ",
             )
             wait_until(lambda: all(re.search(line, esp.log()) for line in expected))
         assert "SECRET" not in esp.log()

@@ -90,8 +90,9 @@ def _tell_slow(call: EndedCall, took: float) -> None:
     }
     if call.server:
         about["shard"] = call.server
-    if call.sent:
-        about["shard_seconds"] = round(call.at - call.sent, 6)
+    at_shards = call.upstream if call.waited else call.at - call.sent if call.sent else 0.0
+    if at_shards:
+        about["shard_seconds"] = round(at_shards, 6)
     if trace := _trace(call.trace):
         about["trace"] = trace
     key, is_cut = first_key(call.path, call.message, MAX_KEY)
@@ -101,11 +102,16 @@ def _tell_slow(call: EndedCall, took: float) -> None:
         what += f' "{shown}"'
     if call.several:
         about["shards"] = list(call.several[:FEW])
+    longest = max(zip(call.waited, call.several, strict=False), default=None) if len(call.waited) > 1 else None
+    if longest is not None:
+        about["slowest_shard"], about["slowest_seconds"] = longest[1], round(longest[0], 6)
     shards = shards_called((call.server,) if call.server else call.several, FEW) if call.server or call.several else ""
     where = f"waiting for {shards}" if shards else "in esp"
-    if call.sent:
-        inside = call.sent - call.opened
-        where = f"{call.at - call.sent:.3f} s at {shards}, {inside:.3f} s in esp before"
+    if call.waited:
+        most = f" (most at {longest[1]}: {longest[0]:.3f} s)" if longest is not None else ""
+        where = f"{at_shards:.3f} s at {shards}{most}, {took - at_shards:.3f} s in esp"
+    elif at_shards:
+        where = f"{at_shards:.3f} s at {shards}, {call.sent - call.opened:.3f} s in esp before"
     slow.warning(
         "slow: %s of %s took %.3f s, %s: %s",
         what,

@@ -293,7 +293,7 @@ class _Auth:
     ) -> Message:
         """Makes a change to the last of these shards, even if the client goes away once it has begun."""
         outcomes: dict[str, Any] = {}
-        making = self._make(names, change, request, call.metadata, outcomes)
+        making = self._make(names, change, request, call, outcomes)
         made = self._spawn(making, on_end=turn.pop_all().close)
         await asyncio.shield(made)
         failures = failures_of(outcomes)
@@ -310,14 +310,15 @@ class _Auth:
         return change.answer(header=self._header(answers.values()))
 
     async def _make(
-        self, names: Sequence[str], change: Change, request: Message, metadata: bytes, outcomes: dict[str, Any]
+        self, names: Sequence[str], change: Change, request: Message, call: CoroutineCall, outcomes: dict[str, Any]
     ) -> None:
-        shards = [self._shards[name] for name in names]
-        outcomes |= await ask_in_turn(shards, change.method, request, metadata=metadata, seconds=SECONDS)
+        shards, metadata = [self._shards[name] for name in names], call.metadata
+        outcomes |= await ask_in_turn(shards, change.method, request, metadata=metadata, seconds=SECONDS, caller=call)
         if isinstance(request, rpc_pb2.AuthRoleAddRequest) and self._guard is not None and not failures_of(outcomes):
             grant = rpc_pb2.AuthRoleGrantPermissionRequest(name=request.name, perm=self._guard)
             method = ROLE_GRANT_PERMISSION
-            outcomes |= failures_of(await ask_in_turn(shards, method, grant, metadata=metadata, seconds=SECONDS))
+            granted = await ask_in_turn(shards, method, grant, metadata=metadata, seconds=SECONDS, caller=call)
+            outcomes |= failures_of(granted)
 
     async def _ask_all(self, call: CoroutineCall, method: Method[Any], request: Message) -> dict[str, Any]:
         return await ask_all(

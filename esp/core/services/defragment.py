@@ -51,6 +51,7 @@ class Defragment:
         async with self._turn:
             done: list[str] = []
             for shard in self._shards.values():
+                call.asks(shard.name)
                 try:
                     await shard.forward_unary(
                         (PATH, call.metadata),
@@ -63,6 +64,7 @@ class Defragment:
                     late = error.status.code == Code.DEADLINE_EXCEEDED
                     status = error.status if late else errors.undecided(error.status)
                     raise self._failed(shard, status, done).error() from None
+                call.asked(shard.name)
                 log.info("shard %s: defragmented %s", shard.name, shard.endpoint)
                 done.append(shard.name)
         return rpc_pb2.DefragmentResponse()

@@ -13,6 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from esp.core import errors
 from esp.core.services.gate import LARGE_REQUEST, Entry, Gate
+from esp.core.services.shard_times import ShardTimes
 from esp.core.services.timed import Timed
 from esp.core.shard import Shard
 from esp.core.wire.ended import Passed, Several
@@ -191,9 +192,10 @@ class CoroutineCall(Sink):
         keeps: the places that the call keeps when shards have answered, because it will ask them again.
         task: the task of the coroutine.
         outdated: takes the call over if a shard refuses it because it came by an outdated map; None for nobody.
+        times: how long the call has waited for shards.
     """
 
-    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "outdated", "stream", "task")
+    __slots__ = ("_room", "_unflushed", "_waiting", "entry", "keeps", "outdated", "stream", "task", "times")
 
     def __init__(
         self, stream: ServerCall, entry: Entry | None = None, outdated: Callable[[], object] | None = None
@@ -202,6 +204,7 @@ class CoroutineCall(Sink):
         self.outdated = outdated
         self.entry = entry
         self.keeps = Keeps.NOTHING
+        self.times = ShardTimes()
         self.task: asyncio.Task[None] | None = None
         self._room: asyncio.Future[None] | None = None
         self._unflushed = 0
@@ -224,7 +227,10 @@ class CoroutineCall(Sink):
 
     def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
         """The shards that were asked, and what the client asked."""
-        return (None, 0.0, b"") if self.entry is None else self.entry.sent_to()
+        if self.entry is None:
+            return None, 0.0, b""
+        server, sent, asked = self.entry.sent_to()
+        return self.times.told(server.names) if isinstance(server, Several) else server, sent, asked
 
     @property
     def metadata(self) -> bytes:
@@ -242,6 +248,7 @@ class CoroutineCall(Sink):
 
     def enter(self, shard: str) -> None:
         """A shard is asked: the call takes places there, if it has none."""
+        self.times.begin(shard)
         if self.entry is not None:
             self.entry.enter(shard)
 
@@ -262,6 +269,7 @@ class CoroutineCall(Sink):
 
         A large answer counts for the connection until the call asks that shard again or ends.
         """
+        self.times.end(shard)
         entry = self.entry
         if entry is None or self.keeps is Keeps.ALL or (self.keeps is Keeps.LAST and len(entry.held) == 1):
             return
@@ -287,6 +295,14 @@ class CoroutineCall(Sink):
         """A shard has answered, and so has not stopped."""
         if self.entry is not None:
             self.entry.heard(shard)
+
+    def asks(self, shard: str) -> None:
+        """A shard is asked, where the call has a place already, or needs none."""
+        self.times.begin(shard)
+
+    def asked(self, shard: str) -> None:
+        """The shard has answered or failed; a place there stays."""
+        self.times.end(shard)
 
     def replied(self, shard: str) -> None:
         """As `leave`, for a shard that has answered: so it has not stopped."""

@@ -34,8 +34,14 @@ class Caller(Protocol):
     def timed(self, work: Coroutine[Any, Any, None]) -> Coroutine[Any, Any, None]:
         """`work`, with its time charged to the client's connection."""
 
+    def asks(self, shard: str) -> None:
+        """A shard is asked."""
+
     def replied(self, shard: str) -> None:
         """A shard has answered."""
+
+    def asked(self, shard: str) -> None:
+        """A shard has failed, or nobody waits for it any more."""
 
 
 class Method(Generic[Answer]):
@@ -187,7 +193,13 @@ async def ask_all(
 
 
 async def ask_in_turn(
-    shards: Iterable[Shard], method: Method[Answer], request: Message, *, metadata: bytes = b"", seconds: float
+    shards: Iterable[Shard],
+    method: Method[Answer],
+    request: Message,
+    *,
+    metadata: bytes = b"",
+    seconds: float,
+    caller: Caller | None = None,
 ) -> dict[str, Answer | Status]:
     """As `ask_all`, but one shard after the other: each is asked when the one before has answered or failed.
 
@@ -195,7 +207,7 @@ async def ask_in_turn(
     """
     outcomes: dict[str, Answer | Status] = {}
     for shard in shards:
-        outcomes |= await ask_all((shard,), method, request, metadata=metadata, seconds=seconds)
+        outcomes |= await ask_all((shard,), method, request, metadata=metadata, seconds=seconds, caller=caller)
     return outcomes
 
 
@@ -257,6 +269,8 @@ class _Question(Generic[Answer]):
         at_once: AtOnce[bytes] = AtOnce(self._down, seconds)
         with at_once:
             for shard in self._shards:
+                if self._caller is not None:
+                    self._caller.asks(shard.name)
                 at_once.send(shard, self._forward, self._body(shard), messages(), partial(self._replied, shard))
             try:
                 await at_once.all_over()
@@ -281,6 +295,8 @@ class _Question(Generic[Answer]):
         return outcome(unprocessed=error.unprocessed, reads=reads, repeatable=True) is not None
 
     async def _ask_one(self, shard: Shard, repeatable: bool) -> None:
+        if self._caller is not None:
+            self._caller.asks(shard.name)
         try:
             message = await shard.forward_unary(
                 self._forward,
@@ -292,6 +308,8 @@ class _Question(Generic[Answer]):
             )
         except RpcError as error:
             self._outcomes[shard.name] = errors.undecided(error.status)
+            if self._caller is not None:
+                self._caller.asked(shard.name)
         else:
             self._settle(shard, message)
             self._replied(shard)

@@ -98,6 +98,8 @@ class Traces:
         """A client's call has ended."""
         trace = call.trace
         if isinstance(trace, Trace):
+            for server, since in trace.shared.items():
+                self.asked(trace, server, call.path, since, call.at)
             self._add(
                 trace[3:35], trace[36:52], trace.parent, call.path, "", call.peer, call.code, call.opened, call.at
             )

@@ -32,6 +32,8 @@ class EndedCall:
         message: the request's message with its prefix, or its beginning, if the call still has it; else b"".
         trace: the call's `traceparent`, or what has taken its place (`traces`); b"" for none.
         several: the names of the servers upstream, if there were several.
+        waited: of each of these the seconds for which the call waited for it; () if it never waited for them.
+        upstream: the seconds for which the call waited for any of these; the rest of its time is esp's own.
     """
 
     path: bytes
@@ -44,6 +46,8 @@ class EndedCall:
     message: bytes = b""
     trace: bytes = b""
     several: tuple[str, ...] = ()
+    waited: tuple[float, ...] = ()
+    upstream: float = 0.0
 
 
 class Took(dict[bytes, Callable[[float], None]]):
@@ -99,13 +103,16 @@ class Several:
     Attributes:
         name: "", which is the name of none.
         names: their names.
+        waited, upstream: as in `EndedCall`.
     """
 
-    __slots__ = ("names",)
+    __slots__ = ("names", "upstream", "waited")
     name: Final = ""
 
-    def __init__(self, names: tuple[str, ...]) -> None:
+    def __init__(self, names: tuple[str, ...], waited: tuple[float, ...] = (), upstream: float = 0.0) -> None:
         self.names = names
+        self.waited = waited
+        self.upstream = upstream
 
 
 class Observer(Protocol):

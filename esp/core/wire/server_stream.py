@@ -299,9 +299,11 @@ class ServerStream(Stream["Admission[ServerStream]"], ServerCall):
             if server is None and self.sink is not None:
                 server, sent, message = self.sink.sent_to()
             name = "" if server is None else server.name
-            several = server.names if isinstance(server, Several) else ()
             path, peer, trace, now = self.head.path, self.peer, self.trace, monotonic()
-            observer.ended(EndedCall(path, peer, code, self.opened, now, name, sent, message, trace, several))
+            ended = EndedCall(path, peer, code, self.opened, now, name, sent, message, trace)
+            if isinstance(server, Several):
+                ended.several, ended.waited, ended.upstream = server.names, server.waited, server.upstream
+            observer.ended(ended)
 
     def _tell_reset(self, code: int) -> None:
         if not self.told:

@@ -7,6 +7,7 @@ are a `TracedBlock`. So a connection to a server knows each call that it sends f
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Final, Protocol
 
 from esp.core.wire.divided import DividedBlock
@@ -19,9 +20,12 @@ class Trace(bytes):
 
     Attributes:
         parent: the id of the client's span, as 16 hexadecimal digits; b"" if the trace begins here.
+        shared: the servers that the call asks by streams or calls that serve several clients, each with the `monotonic`
+            time since when. These streams and calls have no trace of their own.
     """
 
     parent: bytes = b""
+    shared: Mapping[str, float] = MappingProxyType({})
 
 
 class TracedBlock(DividedBlock):
@@ -42,6 +46,12 @@ class Tracer(Protocol):
 
     def asked(self, trace: Trace, server: str, path: bytes, began: float, ended: float) -> None:
         """A call that was sent to a server for a traced call has ended; the times are `monotonic`."""
+
+
+def shares(trace: bytes, server: str, since: float) -> None:
+    """Notes that a call asks a server by a stream or a call that serves others as well, if the call is traced."""
+    if isinstance(trace, Trace) and server not in trace.shared:
+        trace.shared = {**trace.shared, server: since}
 
 
 def traced(metadata: bytes, trace: bytes) -> bytes:

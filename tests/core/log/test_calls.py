@@ -35,9 +35,12 @@ def call(
     server: str = "",
     message: bytes = b"",
     several: tuple[str, ...] = (),
+    waited: tuple[float, ...] = (),
+    upstream: float = 0.0,
 ) -> EndedCall:
     sent = 0.0 if inside is None else 100.0 + inside
-    return EndedCall(path, "10.0.0.1:5000", code, 100.0, 100.0 + took, server, sent, message, several=several)
+    at = 100.0 + took
+    return EndedCall(path, "10.0.0.1:5000", code, 100.0, at, server, sent, message, b"", several, waited, upstream)
 
 
 class Told:
@@ -119,6 +122,22 @@ def test_a_slow_call_without_one_shard_or_without_its_message_is_told_too(told: 
     ]
     assert '"shard_seconds":1.5,' in told.objects[3]
     assert '"shards":["a","b","c","d","e"]' in told.objects[4]
+
+
+def test_a_slow_call_over_several_shards_is_told_with_the_time_at_shards_the_slowest_of_them_and_the_time_in_esp(
+    told: Told,
+) -> None:
+    log = CallLog(LogConfig(slow_seconds=1.0))
+    log.ended(call(took=2, inside=0.1, several=("a", "b", "c"), waited=(0.25, 1.5, 0.5), upstream=1.75))
+    log.ended(call(took=2, inside=0.1, several=tuple("abcdefghij"), waited=(0.1,) * 9 + (1.5,), upstream=1.5))
+    log.ended(call(took=2, inside=0.1, several=("a",), waited=(1.5,), upstream=1.5))
+    assert [text.replace("/etcdserverpb.", "").replace(" of 10.0.0.1:5000", "") for text in told.texts] == [
+        "WARNING slow: KV/Put took 2.000 s, 1.750 s at shards a, b, c (most at b: 1.500 s), 0.250 s in esp: OK",
+        "WARNING slow: KV/Put took 2.000 s, "
+        "1.500 s at shards a, b, c, d, e and 5 more (most at j: 1.500 s), 0.500 s in esp: OK",
+        "WARNING slow: KV/Put took 2.000 s, 1.500 s at shard a, 0.500 s in esp: OK",
+    ]
+    assert '"shard_seconds":1.75,"shards":["a","b","c"],"slowest_shard":"b","slowest_seconds":1.5}' in told.objects[0]
 
 
 def test_quick_calls_and_calls_that_last_are_not_slow(told: Told) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -57,7 +57,9 @@ class Collector:
 
 
 @asynccontextmanager
-async def tracing(shards: int, traces: str = "") -> AsyncIterator[tuple[list[ScriptedConnection], Any, Collector]]:
+async def tracing(
+    shards: int, traces: str = "", stub: type[Any] = rpc_pb2_grpc.KVStub
+) -> AsyncIterator[tuple[list[ScriptedConnection], Any, Collector]]:
     """An esp that traces; the connections of its shards, a client's stub, and what collects the spans in the end."""
     collector = Collector()
     server = await asyncio.start_server(collector.serve, "127.0.0.1", 0)
@@ -78,7 +80,7 @@ async def tracing(shards: int, traces: str = "") -> AsyncIterator[tuple[list[Scr
         connections = [await etcd.accepts() for etcd in etcds]
         options = [("grpc.use_local_subchannel_pool", 1)]
         async with grpc.aio.insecure_channel(f"127.0.0.1:{proxy.bound[0][1]}", options) as channel:
-            yield connections, rpc_pb2_grpc.KVStub(channel), collector
+            yield connections, stub(channel), collector
         assert proxy.traces is not None
         await proxy.traces.send()
         assert (proxy.traces.failed, proxy.traces.dropped) == (0, 0)
@@ -91,6 +93,12 @@ async def heard_by(connection: ScriptedConnection, answer: Message) -> HeardCall
     heard = await connection.hears()
     connection.answers(heard, answer.SerializeToString())
     return heard
+
+
+async def until(holds: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - what tells of no event
+            await asyncio.sleep(0.01)
 
 
 def rows(key: bytes) -> rpc_pb2.RangeResponse:
@@ -170,5 +178,82 @@ def test_what_is_not_traced_has_no_span_and_a_part_of_it_begins_a_trace_here() -
         assert not own.parent_span_id
         assert asked.parent_span_id == own.span_id
         assert heard.fields[b"traceparent"] == f"00-{own.trace_id.hex()}-{own.span_id.hex()}-01".encode()
+
+    asyncio.run(test())
+
+
+@pytest.mark.parametrize(
+    ("stub", "method", "request_of"),
+    [
+        (
+            rpc_pb2_grpc.WatchStub,
+            "Watch",
+            lambda n: rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"%d" % n, range_end=b"\0")),
+        ),
+        (rpc_pb2_grpc.LeaseStub, "LeaseKeepAlive", lambda n: rpc_pb2.LeaseKeepAliveRequest(ID=n)),
+    ],
+)
+def test_a_call_whose_requests_go_in_streams_that_others_share_has_a_span_for_each_shard_once(
+    stub: type[Any], method: str, request_of: Callable[[int], Message]
+) -> None:
+    async def test() -> None:
+        async with tracing(2, stub=stub) as (connections, service, collector):
+            etcds = [one.etcd for one in connections]
+
+            def heard(etcd: ScriptedEtcd) -> list[HeardCall]:
+                return [call for call in etcd.calls if call.path.endswith(method.encode())]
+
+            def asked() -> list[int]:
+                return [sum(len(one.body) for one in heard(etcd)) for etcd in etcds]
+
+            call = getattr(service, method)(metadata=TRACED)
+            for number in (1, 2):
+                before = asked()
+                await call.write(request_of(number))
+                enough = (
+                    all if number == 1 else any
+                )  # the second watcher joins the first one where their keys are equal
+                await until(lambda before=before, enough=enough: enough(map(int.__gt__, asked(), before)))
+            assert not any(b"traceparent" in one.fields for etcd in etcds for one in heard(etcd)), "they are of several"
+            call.cancel()
+            await until(lambda: collector.spans)
+        [own] = [span for span in collector.spans if span.kind == span.SPAN_KIND_SERVER]
+        spans = [span for span in collector.spans if span.kind == span.SPAN_KIND_CLIENT]
+        assert own.parent_span_id.hex() == CLIENTS_SPAN
+        assert sorted(named(span)["esp.shard"] for span in spans) == ["s0", "s1"]
+        assert {(span.trace_id.hex(), span.parent_span_id) for span in spans} == {(TRACE_ID, own.span_id)}
+        assert {named(span)["rpc.method"] for span in collector.spans} == {method}
+        for span in spans:
+            assert own.start_time_unix_nano <= span.start_time_unix_nano < span.end_time_unix_nano
+
+    asyncio.run(test())
+
+
+def test_reads_that_were_joined_have_a_span_for_their_shard_each() -> None:
+    async def test() -> None:
+        async with tracing(2, ", sample: 1.0") as (connections, kv, collector):
+            keys = [b"a1", b"a2", b"a3"]
+            calls = [asyncio.ensure_future(kv.Range(rpc_pb2.RangeRequest(key=key), timeout=20)) for key in keys]
+            answers = 0
+            while answers < len(keys):
+                heard = await connections[0].hears()
+                if heard.path.endswith(b"/Txn"):
+                    joined = rpc_pb2.TxnRequest.FromString(heard.body[5:]).success
+                    answer = rpc_pb2.TxnResponse(header=HEADER, succeeded=True)
+                    for one in joined:
+                        read = rows(one.request_range.key)
+                        read.header.CopyFrom(rpc_pb2.ResponseHeader(revision=HEADER.revision))
+                        answer.responses.add(response_range=read)
+                    answers += len(joined)
+                    connections[0].answers(heard, answer.SerializeToString())
+                else:
+                    answers += 1
+                    connections[0].answers(heard, rows(b"a").SerializeToString())
+            await asyncio.gather(*calls)
+            await until(lambda: len(collector.spans) == 2 * len(keys))
+        own = [span for span in collector.spans if span.kind == span.SPAN_KIND_SERVER]
+        asked = [span for span in collector.spans if span.kind == span.SPAN_KIND_CLIENT]
+        assert len(own) == len(asked) == len(keys)
+        assert {span.parent_span_id for span in asked} == {span.span_id for span in own}
 
     asyncio.run(test())

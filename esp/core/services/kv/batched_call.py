@@ -18,6 +18,7 @@ from esp.core.wire.message import PREFIX_SIZE
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.status import DEADLINE_EXCEEDED, Code, Status
+from esp.core.wire.traces import shares
 
 if TYPE_CHECKING:
     from esp.core.services.kv.read_batch import Batches
@@ -206,6 +207,9 @@ class BatchedReads(BatchedCall):
     ) -> None:
         super().__init__(connection, batches, metadata, len(reads))
         self._reads = [_BatchedRead(self, stream, message) for stream, message in reads]
+        for stream, _ in reads:
+            if stream.trace:
+                shares(stream.trace, batches.shard.name, stream.opened)
 
     def deliver(self, head: ResponseHead, answers: Sequence[bytes], trailers: ResponseHead) -> None:
         """Gives each client its answer."""

@@ -75,7 +75,9 @@ class Compactions:
         metadata = encode(load_bearing(call.stream.head))
         remaining = call.stream.remaining()
         shard = self._routing.owner(key)
+        call.asks(shard.name)
         answer = await ask(shard, RANGE, asked, metadata=metadata, seconds=remaining, down=call.stream)
+        call.asked(shard.name)
         return any(row.value == str(number).encode() for row in answer.kvs)
 
     async def _compact(

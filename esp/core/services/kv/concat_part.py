@@ -66,6 +66,7 @@ class Part(KeptAnswer):
     """
 
     __slots__ = (
+        "_came",
         "_concat",
         "_sent",
         "_shard",
@@ -189,9 +190,15 @@ class Part(KeptAnswer):
         if concat is None:
             return
         passed = connection.passed
+        self._came = connection.heard
         if passed is not None:
-            passed.asked[concat.down.head.path](connection.heard - self._sent)
+            passed.asked[concat.down.head.path](self._came - self._sent)
         self.take(payload)
+
+    def take_joined(self, answer: bytes, came: float) -> None:
+        """As `take`, for an answer that came at `came` with those to other parts."""
+        self._came = came
+        self.take(answer)
 
     def take(self, answer: bytes) -> None:
         """Takes a whole answer, with its prefix."""
@@ -229,6 +236,11 @@ class Part(KeptAnswer):
         for at in range(PREFIX_SIZE, len(answer), MAX_FRAME_SIZE):
             self.pieces.append(answer[at : at + MAX_FRAME_SIZE])
         concat.came(self)
+
+    def waited(self, now: float) -> tuple[float, float]:
+        """When the shard was asked, and when its answer came or began to come; `now` if that is still to happen."""
+        sent = self._sent if self.is_sent else self.down.opened
+        return sent, self._came if self.is_begun or self.has_ended else now
 
     @property
     def is_whole(self) -> bool:
@@ -276,6 +288,7 @@ class Part(KeptAnswer):
         return start[PREFIX_SIZE:]
 
     def _begins(self, concat: Concatenation) -> None:
+        self._came = self.connection.heard if self.is_sent else self._came
         self.is_small = self.length <= concat.small
         self.is_begun = True
         concat.begun(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
+from time import monotonic
 from typing import Final
 
 from esp.core.log.first_key import BEGINNING
@@ -32,12 +33,12 @@ class Sending(Sink):
     """
 
     __slots__ = (
+        "_all",
         "_asked",
         "_count",
         "_end",
         "_entry",
         "_is_put_off",
-        "_names",
         "_parts",
         "_started",
         "_unsent",
@@ -50,7 +51,7 @@ class Sending(Sink):
         self._entry = entry
         self._asked = asked
         self._parts: list[Part] = []  # the parts that were not sent on whole, in order
-        self._names: tuple[str, ...] = ()  # of the shards of all parts, once an answer has begun
+        self._all: Several | None = None  # the shards of all parts, once the answer has begun
         self._unsent: deque[tuple[Part | None, int]] = deque()  # by piece that waits: part, and bytes
         self._count = 0  # of the parts that were sent on whole
         self._end = b""
@@ -58,13 +59,18 @@ class Sending(Sink):
 
     def sent_to(self) -> tuple[Passed | Several | None, float, bytes]:
         """The shards that were asked, and what the client asked."""
-        if self._entry is not None:
-            return self._entry.sent_to()
-        return (
-            Several(self._names or tuple([one.name for one in self._parts])),
-            self.down.opened,
-            self._asked[:BEGINNING],
-        )
+        if self._entry is None:
+            return self._all or self._times(), self.down.opened, self._asked[:BEGINNING]
+        shards, sent, asked = self._entry.sent_to()
+        return self._all or (self._times() if self._parts else shards), sent, asked
+
+    def _times(self) -> Several:
+        """The shards, and how long the call has waited for each."""
+        now = monotonic()
+        waits = [one.waited(now) for one in self._parts]
+        # One round follows the other at once, so esp has waited from the first question to the last answer.
+        upstream = max([came for _, came in waits]) - min([sent for sent, _ in waits]) if waits else 0.0
+        return Several(tuple([one.name for one in self._parts]), tuple([came - sent for sent, came in waits]), upstream)
 
     def start(self) -> bool:
         """Begins to send, if that is possible now."""
@@ -82,7 +88,7 @@ class Sending(Sink):
             front: what comes before the parts.
             last: what comes behind them; the count follows if the answers are sent as they come.
         """
-        self._names = tuple([one.name for one in self._parts])
+        self._all = self._times()
         size += len(front)
         if size > MOST_ANSWER_BYTES:
             text = f"grpc: trying to send message larger than max ({size} vs. {MOST_ANSWER_BYTES})"

@@ -16,6 +16,7 @@ from esp.core.wire.client import ClientConnection
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.server_stream import ServerCall
 from esp.core.wire.status import Status
+from esp.core.wire.traces import shares
 
 log = logging.getLogger("esp.service")
 
@@ -60,11 +61,14 @@ class BatchedParts(BatchedCall):
         self._parts = parts
         for one in parts:
             one.leave = self.on_read_gone
+            if one.down.trace:
+                shares(one.down.trace, one.name, one.down.opened)
 
     def deliver(self, head: ResponseHead, answers: Sequence[bytes], trailers: ResponseHead) -> None:
         """Gives each part its answer."""
         following = iter(answers)
-        self._for_each(lambda one: one.take(next(following)))
+        came = self.connection.heard
+        self._for_each(lambda one: one.take_joined(next(following), came))
 
     def again(self, *, was_sent: bool = False) -> None:
         """Sends each part by itself, or has its whole Range read anew."""

@@ -25,6 +25,7 @@ from esp.core.wire.message import MessageReader, prefix
 from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.shares import address_of
 from esp.core.wire.status import OK, Code, RpcError, Status
+from esp.core.wire.traces import shares
 
 MAX_REQUEST_BYTES: Final = 4096
 """The most bytes of a request. A request without unknown fields has 11 bytes at most."""
@@ -302,6 +303,9 @@ class KeepaliveCall(Sink):
         self.lanes.at_work += len(keepalives)
         for lane in self.lanes.lanes.values():
             lane.send(keepalives, body)
+        if self.stream.trace:
+            for shard in self.lanes.lanes:
+                shares(self.stream.trace, shard, keepalives[0].sent)
 
     def cancelled(self, code: int, reason: str) -> None:
         """The client is gone."""

@@ -292,13 +292,16 @@ class _FanOut:
     ) -> rpc_pb2.LeaseTimeToLiveResponse | Status:
         """The outcome of a shard whose member knows that it leads, if it does."""
         metadata = load_bearing(call.stream.head)
+        call.asks(shard.name)
         try:
             await lease_sync.catch_up(shard, metadata=metadata, seconds=call.seconds(DEFAULT_SECONDS))
         except RpcError as error:
             return error.status
+        finally:
+            call.asked(shard.name)
         seconds = call.seconds(DEFAULT_SECONDS)
         outcomes = await ask_all(
-            [shard], LEASE_TIME_TO_LIVE, request, metadata=call.metadata, seconds=seconds, down=call.stream
+            [shard], LEASE_TIME_TO_LIVE, request, metadata=call.metadata, seconds=seconds, down=call.stream, caller=call
         )
         return outcomes[shard.name]
 

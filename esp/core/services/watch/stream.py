@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator, Mapping
+from time import monotonic
 from typing import Final, Protocol
 
 from google.protobuf.message import DecodeError
@@ -32,6 +33,7 @@ from esp.core.wire.request_encoder import Forward
 from esp.core.wire.server_stream import ServerCall, Sink
 from esp.core.wire.shares import Shares, address_of
 from esp.core.wire.status import Code, RpcError, Status
+from esp.core.wire.traces import shares
 from esp.core.wire.turns import SLICE
 
 log = logging.getLogger("esp.watch")
@@ -162,6 +164,8 @@ class WatchStream(Sink):
 
     def pool(self, shard: str) -> Pool:
         """The sources of a shard that this client's metadata gives access to."""
+        if self.down.trace:
+            shares(self.down.trace, shard, monotonic())
         return self._service.pool(shard, self.forward)
 
     def upstream(self, pool: Pool) -> Upstream:
