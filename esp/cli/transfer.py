@@ -34,8 +34,12 @@ commands = typer.Typer()
             ("esp export --to all.jsonl", "All keys of all shards, at one moment."),
             ("esp export --prefix /registry/ | gzip > k.gz", "The keys with a prefix, on stdout."),
             ("esp export --resume all.jsonl", "Complete an export that was cut off."),
+            ("esp export --verify all.jsonl", "Has anybody written to these keys since?"),
         ],
-        {1: "A shard did not answer, or the file is not whole.", 130: "Ctrl-C; --resume completes the file."},
+        {
+            1: "A shard did not answer, the file is not whole, or keys have changed (--verify).",
+            130: "Ctrl-C; --resume completes the file.",
+        },
     )
 )
 @takes_access
@@ -44,12 +48,14 @@ def export(
     prefix: PrefixOption = False,
     from_key: FromKeyOption = False,
     range_end: Annotated[
-        str | None, option("--range-end", metavar="END", about="The keys from KEY up to END, without END.")
+        str | None,
+        option("--range-end", metavar="END", about="The keys from KEY up to END, without END; '' for no end."),
     ] = None,
     hex_: Annotated[bool, flag("--hex", about="KEY and END are hexadecimal.")] = False,
     base64: Annotated[bool, flag("--base64", about="KEY and END are base64.")] = False,
     to: Annotated[Path | None, path_option("--to", about="Write this file, which must not exist.")] = None,
     resume: Annotated[Path | None, path_option("--resume", about="Complete an export that was cut off.")] = None,
+    verify: Annotated[Path | None, path_option("--verify", about="Tell what has changed since an export.")] = None,
     each: Annotated[bool, flag("--each", about="Read each shard at its own moment, some milliseconds apart.")] = False,
     endpoint: EndpointOption = None,
     *,
@@ -69,13 +75,16 @@ def export(
 
     only_one("--prefix, --from-key and --range-end", prefix, from_key, range_end is not None)
     only_one("--hex and --base64", hex_, base64)
-    if resume is not None and (key or prefix or from_key or range_end is not None or to is not None or each):
-        raise CommandError("--resume takes everything from its file; leave out KEY, --to and the others", USAGE)
+    only_one("--resume and --verify", resume is not None, verify is not None)
+    named = "--resume" if verify is None else "--verify"
+    others = key or prefix or from_key or range_end is not None or to is not None or each
+    if (resume is not None or verify is not None) and others:
+        raise CommandError(f"{named} takes everything from its file; leave out KEY, --to and the others", USAGE)
     keys = KeyRange(b"", None)
     if key or range_end is not None:
         encoding = route.KeyEncoding.given(hex_=hex_, base64=base64)
         keys = route.range_of(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
-    options = command.Options(keys=keys, to=to, resume=resume, each=each, output=output)
+    options = command.Options(keys=keys, to=to, resume=resume, each=each, output=output, verify=verify)
     command.run(config, Etcd(endpoint or [], *access), options)
 
 
@@ -103,6 +112,9 @@ def import_(
         int, number("--at-once", min=1, max=64, about="Transactions at a time in each shard; 1 keeps the order.")
     ] = 1,
     no_leases: Annotated[bool, flag("--no-leases", about="Write keys without leases, so that they stay.")] = False,
+    same_leases: Annotated[
+        bool, flag("--same-leases", about="The leases are there, by the same ids: grant none.")
+    ] = False,
     endpoint: EndpointOption = None,
     *,
     access: Access,
@@ -115,6 +127,7 @@ def import_(
     otherwise. Leases keep their ids where these are free.
     """
     only_one("--overwrite, --skip-existing and --resume", overwrite, skip_existing, resume)
+    only_one("--no-leases and --same-leases", no_leases, same_leases)
     from esp.commands import import_ as command
     from esp.core.export import Etcd, Existing
 
@@ -122,4 +135,4 @@ def import_(
     if overwrite or skip_existing or resume:
         existing = Existing.OVERWRITE if overwrite else Existing.SKIP if skip_existing else Existing.RESUME
     etcd = Etcd(endpoint or [], *access)
-    command.run(config, etcd, command.Options(file, existing, output, at_once, not no_leases))
+    command.run(config, etcd, command.Options(file, existing, output, at_once, not no_leases, same_leases))

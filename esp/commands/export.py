@@ -7,16 +7,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 from esp.commands import interruptible, noted
 from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format, complain, manner, unwritten, write, write_json
 from esp.commands.progress import progress_bar
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError
-from esp.core.export import Etcd, Exported, ExportError, Output, config_of, export, go_on, read_started
-from esp.core.keys import KeyRange
-from esp.core.wording import counted
+from esp.core.export import (
+    Etcd,
+    Exported,
+    ExportError,
+    Output,
+    changes_since,
+    config_of,
+    export,
+    go_on,
+    read_started,
+)
+from esp.core.keys import KeyRange, format_key
+from esp.core.wording import counted, was
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +37,7 @@ class Options:
         keys: the range as clients see it.
         to: the file to write; None for stdout.
         resume: the file to go on with, in place of `keys` and `to`.
+        verify: the file to compare the shards with, in place of `keys` and `to`.
         each: read each shard at a moment of its own.
         output: format of the summary, which is printed where the lines go to a file.
     """
@@ -36,6 +47,7 @@ class Options:
     resume: Path | None
     each: bool
     output: Format
+    verify: Path | None = None
 
 
 def config_at(config: Path | None, etcd: Etcd) -> Config:
@@ -65,6 +77,9 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         CommandError: the export failed; the text says how to go on.
     """
     loaded = config_at(config, etcd)
+    if options.verify is not None:
+        _verify(loaded, options.verify, options.output)
+        return
     if options.resume is not None:
         _resume(loaded, options.resume, options.output)
         return
@@ -96,12 +111,46 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     _summarise(done, options.to, options.output)
 
 
-def _resume(loaded: Config, path: Path, output: Format) -> None:
+def _verify(loaded: Config, path: Path, output: Format) -> None:
+    with _opened(path, "rb") as file, _failures(None), progress_bar("keys") as show:
+        first = read_started(file, lambda keys: show("Reading", keys, None))
+        work = changes_since(loaded, first, lambda done, total: show("Comparing", done, total))
+        found = interruptible.run(work)
+    parts = [
+        f"{counted(number, what)} {was(number)} {done}"
+        for number, what, done in (
+            (found.written, "key", "written"),
+            (found.new, "new key", "put"),
+            (found.deleted, "key", "deleted"),
+        )
+        if number
+    ]
+    if output is Format.JSON:
+        write_json(
+            {
+                "file": str(path),
+                "keys": found.keys,
+                "written": found.written,
+                "new": found.new,
+                "deleted": found.deleted,
+            }
+        )
+    elif not parts:
+        write(f"{path}: {counted(found.keys, 'key')}, and nothing has changed since the export")
+    if parts:
+        first_key = f' (the first: "{format_key(found.first)}")' if found.first else ""
+        raise CommandError(f"since the export {', '.join(parts)}{first_key}; stop who writes there, and begin anew")
+
+
+def _opened(path: Path, mode: str) -> BinaryIO:
     try:
-        file = path.open("r+b")
+        return cast("BinaryIO", path.open(mode))
     except OSError as error:
         raise CommandError(f"{path} cannot be opened: {(error.strerror or str(error)).lower()}", USAGE) from None
-    with file, _failures(path), progress_bar("keys") as show:
+
+
+def _resume(loaded: Config, path: Path, output: Format) -> None:
+    with _opened(path, "r+b") as file, _failures(path), progress_bar("keys") as show:
         done = _go_on(loaded, file, show)
     _summarise(done, path, output)
 

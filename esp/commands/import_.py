@@ -27,6 +27,7 @@ class Options:
         output: format of the summary.
         at_once: transactions at a time in each shard.
         leases: whether keys get their leases.
+        same_leases: the leases are there under the same ids.
     """
 
     file: str
@@ -34,6 +35,7 @@ class Options:
     output: Format
     at_once: int = 1
     leases: bool = True
+    same_leases: bool = False
 
 
 def run(config: Path | None, etcd: Etcd, options: Options) -> None:
@@ -45,7 +47,15 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
     """
     loaded = config_at(config, etcd)
     with _opened(options.file) as file, progress_bar("keys") as show:
-        work = Import(loaded, file, options.existing, show, at_once=options.at_once, leases=options.leases)
+        work = Import(
+            loaded,
+            file,
+            options.existing,
+            show,
+            at_once=options.at_once,
+            leases=options.leases,
+            same_leases=options.same_leases,
+        )
         try:
             with interruptible.by_exception():
                 interruptible.run(work.run())

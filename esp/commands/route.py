@@ -174,13 +174,15 @@ def _lines() -> Iterator[bytes]:
 
 
 def range_of(key: str, *, prefix: bool, from_key: bool, range_end: str | None, encoding: KeyEncoding) -> KeyRange:
-    """The keys that the options of a command name; an empty KEY with an END stands for the first key.
+    """The keys that the options of a command name.
+
+    An empty KEY with an END stands for the first key, and an empty END for the end of all keys, as in a config.
 
     Raises:
         CommandError: a key is not in the given encoding.
     """
-    if not key and range_end is not None:
-        return KeyRange(b"", _decode(range_end, "--range-end", encoding) or None)
+    if range_end is not None and not (key and range_end):
+        return KeyRange(_decode(key, "KEY", encoding), _decode(range_end, "--range-end", encoding) or None)
     pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
     return KeyRange.of_request(*pair)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import random
@@ -212,6 +213,7 @@ class TestExport:
             (["k", "--from-key"], ["k", "s"]),
             (["ab", "--range-end", "s"], ["ab", "k"]),
             (["", "--range-end", "b"], ["a", "ab"]),
+            (["k", "--range-end", ""], ["k", "s"]),
             (["ab"], ["ab"]),
             (["6162", "--hex"], ["ab"]),
         ],
@@ -247,6 +249,9 @@ class TestExport:
             (["a", "--prefix", "--from-key"], "exclude each other"),
             (["--user", "root"], "are for --endpoint"),
             (["--resume", "x", "a"], "leave out KEY"),
+            (["--verify", "x", "--to", "y"], "--verify takes everything from its file"),
+            (["--verify", "x", "--resume", "x"], "exclude each other"),
+            (["--verify", "nowhere"], "cannot be opened: no such file"),
             (["--resume", "nowhere"], "cannot be opened: no such file"),
             (["--endpoint", "http://127.0.0.1:1", "-c", "esp.yaml"], "exclude each other"),
         ],
@@ -397,7 +402,86 @@ class TestResumedExport:
         assert (code, "shard s0 is another cluster now" in err) == (1, True)
 
 
+class TestVerify:
+    def test_nothing_has_changed(self, kvs: list[Kv], run: Run, tmp_path: Path) -> None:
+        for kv, key in ((0, b"a"), (1, b"k"), (1, b"q"), (2, b"s")):
+            kvs[kv].put(key)
+        assert run("export", "k", "--range-end", "q", "--to", tmp_path / "x")[0] == 0
+        kvs[0].put(b"a")
+        kvs[1].put(b"q")  # outside of the range, on the same shard
+        code, out, err = run("export", "--verify", tmp_path / "x")
+        assert (code, err) == (0, "")
+        assert out == f"{tmp_path / 'x'}: 1 key, and nothing has changed since the export\n"
+        told = json.loads(run("export", "--verify", tmp_path / "x", "-o", "json")[1])
+        assert told == {"file": str(tmp_path / "x"), "keys": 1, "written": 0, "new": 0, "deleted": 0}
+
+    def test_what_was_written_put_and_deleted_since_is_counted(self, many: list[Kv], run: Run, tmp_path: Path) -> None:
+        assert run("export", "--to", tmp_path / "x")[0] == 0
+        many[0].put(b"a/000001")
+        many[1].kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"k/000001"))
+        many[1].kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"k/000002"))
+        many[2].put(b"s/new")
+        many[2].kv.DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"s/000001"))
+        many[2].put(b"s/000001")
+        code, out, err = run("export", "--verify", tmp_path / "x", "-o", "json")
+        assert (code, json.loads(out)) == (
+            1,
+            {"file": str(tmp_path / "x"), "keys": MANY - 1, "written": 1, "new": 2, "deleted": 3},
+        )
+        assert err == (
+            "esp: since the export 1 key was written, 2 new keys were put, 3 keys were deleted (the first: "
+            '"a/000001"); stop who writes there, and begin anew\n'
+        )
+
+    def test_an_export_that_is_not_complete(self, kvs: list[Kv], run: Run, tmp_path: Path) -> None:
+        kvs[0].put(b"a")
+        assert run("export", "--to", tmp_path / "x")[0] == 0
+        whole = (tmp_path / "x").read_bytes()
+        (tmp_path / "x").write_bytes(whole[: whole.rindex(b"\n", 0, -1) + 1])
+        code, _, err = run("export", "--verify", tmp_path / "x")
+        assert (code, "not complete; complete it with --resume" in err) == (1, True)
+
+    def test_another_cluster(self, kvs: list[Kv], run: Run, tmp_path: Path, empty_etcd: LocalEtcd) -> None:
+        kvs[0].put(b"a")
+        run("export", "--to", tmp_path / "x")
+        text = (tmp_path / "x").read_text()
+        header = json.loads(text.splitlines()[0])
+        header["shards"][0]["cluster_id"] = "77"
+        lines = [json.dumps(header), *text.splitlines()[1:-1]]
+        digest = hashlib.sha256("".join(f"{line}\n" for line in lines).encode()).hexdigest()
+        last = json.dumps({"end": True, "keys": 1, "leases": 0, "sha256": digest})
+        (tmp_path / "x").write_text("".join(f"{line}\n" for line in [*lines, last]))
+        code, _, err = run("export", "--verify", tmp_path / "x")
+        assert (code, "shard s0 is another cluster now" in err) == (1, True)
+
+
 class TestImport:
+    def test_the_same_leases(self, kvs: list[Kv], run: Run, tmp_path: Path, empty_shards: list[LocalEtcd]) -> None:
+        """As docs/operations.md has it for a range that moves: the leases are on all shards, with other TTLs."""
+        for number, kv in enumerate(kvs):
+            kv.grant(0x1234, 900 - number)
+        kvs[1].grant(0x77, 900)  # has ended on all when its key comes
+        for key, lease in ((b"k", 0x1234), (b"l", 0), (b"m", 0x77)):
+            kvs[1].put(key, b"1", lease)
+        assert run("export", "k", "--range-end", "r", "--to", tmp_path / "x")[0] == 0
+        kvs[1].lease.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=0x77))
+        moved = write_config(tmp_path / "moved.yaml", empty_shards, ["i", "k"])
+        to = ["import", tmp_path / "x", "-c", moved, "--same-leases"]
+        kvs[2].lease.LeaseRevoke(rpc_pb2.LeaseRevokeRequest(ID=0x1234))
+        code, _, err = run(*to)
+        assert code == 1
+        assert "shard s2 lacks lease 0000000000001234, which lives on shard s0; esp lease-sync --apply grants it" in err
+        kvs[2].grant(0x1234, 800)
+        for again in ([], ["--resume"]):
+            code, out, _ = run(*to, *again, "-o", "json")
+            told = json.loads(out)
+            assert (code, told["renamed"], told["leases"], told["left_out"]) == (0, [], 0, 1)
+            assert kvs[2].pairs() == [(b"k", b"1", 0x1234), (b"l", b"1", 0)]
+        assert kvs[2].leases() == [0x1234]
+        assert kvs[2].ttl(0x1234)[0] == 800, "nothing was granted"
+        code, _, err = run(*to)
+        assert (code, 'the key "k" is on shard s2 already' in err) == (1, True)
+
     @pytest.fixture
     def exported(self, many: list[Kv], run: Run, tmp_path: Path) -> Path:
         many[0].grant(0x1234, 900)

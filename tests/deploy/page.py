@@ -38,7 +38,6 @@ class Operator:
         (programs / "esp").chmod(0o755)
         for name in ("etcdctl", "etcdutl"):
             (programs / name).symlink_to(peer(name))
-        (folder / "deploy").symlink_to(ROOT / "deploy")
         self.config = folder / "esp.yaml"
         self.variables = {
             "PATH": f"{programs}:{os.environ['PATH']}",

@@ -17,7 +17,7 @@ from tests.deploy.page import Operator, boxes
 from tests.harness import EspProcess, Esps, Etcds, Server, connect, peer, wait_until, write_config
 from tests.stubs.rpc_pb2_grpc import KVStub, LeaseStub, WatchStub
 
-STEPS = ["look", "one-shard", "the-same", "who-is-left", "plan-two", "join", "move", "clean"]
+STEPS = ["look", "one-shard", "the-same", "who-is-left", "plan-two", "join", "move", "switch", "clean"]
 END_OF_ALL = 10**9
 TTL = 5
 
@@ -202,7 +202,8 @@ def test_from_one_etcd_to_two_shards(start_etcd: Etcds, start_esp: Esps, tmp_pat
         go_on(stays, moves)
         moves.pause()
         told = operator.types("move", START="/app/users/", END="")
-        assert "copied 10 keys" in told
+        assert "10 keys, and nothing has changed since the export" in told
+        operator.types("switch")
         moves.may_write.set()
         go_on(stays, moves)
         operator.types("clean")

@@ -7,7 +7,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 import threading
 import urllib.request
 from collections.abc import Callable
@@ -18,7 +17,7 @@ import pytest
 
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
-from tests.deploy.page import BLOCKS, ROOT, Operator
+from tests.deploy.page import BLOCKS, Operator
 from tests.harness import (
     EVERYTHING,
     LASTING,
@@ -112,7 +111,9 @@ def test_a_range_moves_to_a_new_shard(start_etcd: Etcds, start_esp: Esps, tmp_pa
     for key in ("a", "j", "x"):
         etcdctl(esp, "put", key, key, "--lease", lease)
     operator.types("check-new-map")
-    assert "copied 1 keys" in operator.types("copy")
+    told = operator.types("copy")
+    assert "wrote 1 key\n" in told
+    assert "1 key, and nothing has changed since the export" in told
     assert etcdctl(three, "lease", "timetolive", lease, "--keys").stdout.rstrip().endswith("attached keys([x])")
     assert "b still has 1 key" in operator.types("switch")
     operator.types("clean")
@@ -123,43 +124,29 @@ def test_a_range_moves_to_a_new_shard(start_etcd: Etcds, start_esp: Esps, tmp_pa
     assert operator.done == MOVE
 
 
-def copy_range(*words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, ROOT / "deploy" / "copy_range.py", *words]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
-
-
-@pytest.mark.parametrize(("start", "end", "count"), [("", "", 251), ("hex:6b32", "k25", 56), ("z", "", 0)])
-def test_a_range_is_copied_in_several_transactions(
-    start: str, end: str, count: int, empty_shards: list[LocalEtcd]
+def test_a_range_to_which_somebody_writes_meanwhile_is_found_out_and_copied_anew(
+    start_etcd: Etcds, start_esp: Esps, tmp_path: Path, etcdctl: Etcdctl
 ) -> None:
-    source, target, _ = empty_shards
-    keys = [f"k{number}".encode() for number in range(250)]
-    with connect(source) as channel, connect(target) as other:
-        kv = KVStub(channel)
-        puts = [rpc_pb2.PutRequest(key=key, value=b"v" * 6000) for key in keys] + [rpc_pb2.PutRequest(key=b"\x00\xff")]
-        for start_at in range(0, len(puts), 100):
-            made = [rpc_pb2.RequestOp(request_put=put) for put in puts[start_at : start_at + 100]]
-            kv.Txn(rpc_pb2.TxnRequest(success=made))
-        done = copy_range("--from", source.endpoint, "--to", target.endpoint, start, end)
-        assert done.stdout == f"copied {count} keys\n", done.stderr
-        copied = KVStub(other).Range(rpc_pb2.RangeRequest(**EVERYTHING)).kvs
-        assert len(copied) == count
-        assert {kv.key: kv.value for kv in copied}.items() <= {
-            b"\x00\xff": b"",
-            **dict.fromkeys(keys, b"v" * 6000),
-        }.items()
-    again = copy_range("--from", source.endpoint, "--to", target.endpoint, start, end)
-    assert again.returncode == (1 if count else 0)
-    assert ("has keys in this range already" in again.stderr) == bool(count)
-
-
-def test_a_copy_without_the_leases_says_so(empty_shards: list[LocalEtcd], etcdctl: Etcdctl) -> None:
-    source, target, _ = empty_shards
-    lease = etcdctl(source, "lease", "grant", "600").stdout.split()[1]
-    etcdctl(source, "put", "a", "1", "--lease", lease)
-    done = copy_range("--from", source.endpoint, "--to", target.endpoint, "", "")
-    assert done.returncode == 1
-    assert "requested lease not found" in done.stderr
+    one, two, three = start_etcd.several(3, binary=peer("etcd"))
+    shards = {"a": one, "b": two, "c": three}
+    operator = Operator(tmp_path, shards)
+    map_of(tmp_path, "esp.yaml", {"a": one, "b": two}, ["i"])
+    map_of(tmp_path, "new.yaml", shards, ["i", "r"])
+    esp = serve(start_esp, operator)
+    for key in ("x", "y"):
+        etcdctl(esp, "put", key, "before")
+    export, resume, verify = BLOCKS["copy"].splitlines()[1:]
+    operator.blocks = {**BLOCKS, "export": export, "resume": resume, "verify": verify}
+    operator.types("export")
+    etcdctl(esp, "put", "y", "after")
+    etcdctl(esp, "del", "x")
+    operator.types("resume")
+    with pytest.raises(AssertionError, match=r"1 key was written, 1 key was deleted \(the first: \"y\"\)"):
+        operator.types("verify")
+    etcdctl(three, "del", "r", "--from-key")
+    (tmp_path / "range.jsonl").unlink()
+    assert "nothing has changed" in operator.types("copy")
+    assert rows(etcdctl, three, "", "--from-key") == ["after"]
 
 
 def restored(operator: Operator, etcd: LocalEtcd, snapshot: str) -> None:

@@ -1,5 +1,6 @@
 """Keys out of shards into a file, and back: `esp export` and `esp import`.
 
+    unchanged  whether the keys of an export have changed since
     exporting  all keys of a range at one moment, as lines
     importing  the lines of a file into shards
     rounds     the lines of a file in portions, for `importing`
@@ -25,6 +26,7 @@ from esp.core.export.patience import told
 from esp.core.export.rounds import Source
 from esp.core.export.started import Started, read_started
 from esp.core.export.target import Etcd, config_of
+from esp.core.export.unchanged import changes_since
 from esp.core.export.writing import Existing
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "Pages",
     "Source",
     "Started",
+    "changes_since",
     "config_of",
     "count",
     "export",

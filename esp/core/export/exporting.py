@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -110,7 +110,7 @@ async def export(config: Config, keys: KeyRange, out: Output, progress: Progress
         UnreachableError: a shard cannot be reached.
     """
     async with connected(config) as clients:
-        found = await moment(_readable(_segments(config, keys)), clients, each=each_shard)
+        found = await moment(_readable(segments(config, keys)), clients, each=each_shard)
         header = _header(config, keys, found.headers, found.seconds, each_shard=each_shard)
         await out.write([header_line(header)])
         return await _Export(config, clients, header, keys, out, progress).run(None, {}, 0)
@@ -125,18 +125,25 @@ async def go_on(config: Config, started: Started, out: Output, progress: Progres
         UnreachableError: a shard cannot be reached.
     """
     header = started.header
-    keys = KeyRange(bytes_of(header.start, header.start64) or b"", bytes_of(header.end, header.end64))
-    if header.map != config.shard_map.fingerprint or _namespace_of(header) != _namespace(config):
-        raise ExportError("the shard map or the namespace is another one since this export began; begin anew")
+    keys = range_of(config, header)
     async with connected(config) as clients:
-        readable = _readable(_segments(config, keys))
-        for shard in header.shards:
-            await _must_be_the_same(clients[shard.name], shard, readable[shard.name])
+        await must_be_the_same(clients, header, segments(config, keys))
         run = _Export(config, clients, header, keys, out, progress)
         return await run.run(started.last, started.leases, started.keys)
 
 
-def _segments(config: Config, keys: KeyRange) -> list[Segment]:
+def range_of(config: Config, header: Header) -> KeyRange:
+    """The range of an export, as clients see it.
+
+    Raises:
+        ExportError: the config has another map or namespace than when the export began.
+    """
+    if header.map != config.shard_map.fingerprint or _namespace_of(header) != _namespace(config):
+        raise ExportError("the shard map or the namespace is another one since this export began; begin anew")
+    return KeyRange(bytes_of(header.start, header.start64) or b"", bytes_of(header.end, header.end64))
+
+
+def segments(config: Config, keys: KeyRange) -> list[Segment]:
     """The parts of a range of clients, with the prefix of the namespace; without the keys of a map in shards."""
     if config.namespace is not None:
         key, range_end = keys.to_request()
@@ -149,12 +156,12 @@ def _segments(config: Config, keys: KeyRange) -> list[Segment]:
     ]
 
 
-def _readable(segments: Sequence[Segment]) -> dict[str, bytes]:
+def _readable(parts: Sequence[Segment]) -> dict[str, bytes]:
     """A key of the range for each shard, by its name: a user who may read the range may read this key."""
-    readable: dict[str, bytes] = {}
-    for shard, part in segments:
-        readable.setdefault(shard, part.to_request()[0])
-    return readable
+    found: dict[str, bytes] = {}
+    for shard, part in parts:
+        found.setdefault(shard, part.to_request()[0])
+    return found
 
 
 def _namespace(config: Config) -> bytes:
@@ -188,17 +195,24 @@ def _header(
     )
 
 
-async def _must_be_the_same(client: Shard, shard: ShardAt, key: bytes) -> None:
-    """Raises ExportError: the shard is another cluster than at the beginning; `key` is one that may be read."""
-    try:
-        answer = await read(client, RANGE, rpc_pb2.RangeRequest(key=key, count_only=True))
-    except RpcError as error:
-        raise ExportError(told(client, error.status)) from None
-    if f"{answer.header.cluster_id:x}" != shard.cluster_id:
-        raise ExportError(
-            f"{shard_called(shard.name)} is another cluster now (id {answer.header.cluster_id:x}) than when this "
-            f"export began ({shard.cluster_id}); begin anew"
-        )
+async def must_be_the_same(clients: Mapping[str, Shard], header: Header, parts: Sequence[Segment]) -> None:
+    """Looks whether the shards are the clusters of an export; `parts` are of its range, and may be read.
+
+    Raises:
+        ExportError: one is another cluster, or does not answer.
+    """
+    readable = _readable(parts)
+    for shard in header.shards:
+        client = clients[shard.name]
+        try:
+            answer = await read(client, RANGE, rpc_pb2.RangeRequest(key=readable[shard.name], count_only=True))
+        except RpcError as error:
+            raise ExportError(told(client, error.status)) from None
+        if f"{answer.header.cluster_id:x}" != shard.cluster_id:
+            raise ExportError(
+                f"{shard_called(shard.name)} is another cluster now (id {answer.header.cluster_id:x}) than when this "
+                f"export began ({shard.cluster_id}); begin anew"
+            )
 
 
 class _Export:
@@ -217,7 +231,7 @@ class _Export:
         self._header = header
         self._keys = keys
         self._prefix = len(_namespace(config))
-        self._segments = _segments(config, keys)
+        self._segments = segments(config, keys)
         self._start = config.namespace.key if config.namespace is not None else bytes
         self._out = out
         self._progress = progress

@@ -18,7 +18,7 @@ from esp.core.lease_sync import each, revoke
 from esp.core.pb import rpc_pb2
 from esp.core.shard import LEASE_GRANT, LEASE_TIME_TO_LIVE, Shard, ask_for_esp
 from esp.core.wire.status import RpcError
-from esp.core.wording import counted
+from esp.core.wording import counted, shard_called
 
 OTHER_IDS: Final = 8
 """The ids that are tried for a lease whose own is taken."""
@@ -212,3 +212,41 @@ class Granting:
             ExportError: a shard does not answer.
         """
         await all_of([one.renew(self._ttls.items()) for one in self._renewing])
+
+
+class SameLeases(Granting):
+    """The leases of an import into shards that have them under the same ids: keys of an esp move to another shard.
+
+    None is granted or renewed. A lease that lives on another shard, but not on the one that gets its key, is an error.
+    """
+
+    def __init__(self, shards: Sequence[Shard]) -> None:
+        """`shards` are those that may have the leases."""
+        super().__init__(shards, b"", resumes=False)
+
+    async def grant(self, grants: Iterable[Grant]) -> None:
+        """Takes the leases for those of the shards."""
+        for lease, ttl in grants:
+            if ttl is None:
+                self.ended.add(lease)
+            else:
+                self._ids[lease] = lease
+
+    async def forget_ended(self, leases: Iterable[int], shard: Shard) -> None:
+        """Finds out which of these leases, which a shard may lack, have ended on all.
+
+        Raises:
+            ExportError: the shard lacks one that lives on another; or a shard does not answer.
+        """
+        for lease in leases:
+            try:
+                living = [one for one in self._shards if (await self._time_to_live(one, lease)).TTL >= 0]
+            except RpcError as error:
+                raise ExportError(f"a shard does not tell a lease: {error.status.message}") from None
+            if not living:
+                self.ended.add(lease)
+            elif shard not in living:
+                raise ExportError(
+                    f"{shard_called(shard.name)} lacks lease {hex_of(lease)}, which lives on "
+                    f"{shard_called(living[0].name)}; esp lease-sync --apply grants it"
+                )

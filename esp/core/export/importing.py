@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from esp.core.background import Background, all_of
 from esp.core.config import Config
 from esp.core.connected_shards import connected
-from esp.core.export.granting import Granting
+from esp.core.export.granting import Granting, SameLeases
 from esp.core.export.lines import ExportError, Header, Row, bytes_of, header_line
 from esp.core.export.patience import read, told
 from esp.core.export.rounds import ROUND_KEYS, Round, Rounds, Source, verify
@@ -57,6 +57,7 @@ class Import:
         progress: called from time to time.
         at_once: transactions at a time in each shard.
         leases: whether keys get their leases; else none is granted.
+        same_leases: the leases are there under the same ids, so that none is granted.
     """
 
     def __init__(
@@ -68,7 +69,9 @@ class Import:
         *,
         at_once: int = 1,
         leases: bool = True,
+        same_leases: bool = False,
     ) -> None:
+        self._same_leases = same_leases
         self._at_once = at_once
         self._with_leases = leases
         self._config = config
@@ -123,8 +126,10 @@ class Import:
             salt = header_line(rounds.header)
             resumes = self._existing is Existing.RESUME
             shares = self._existing is not Existing.REFUSE
-            self._leases = Granting(
-                list(clients.values()), salt, resumes=resumes, shares=shares, grants=self._with_leases
+            self._leases = (
+                SameLeases(list(clients.values()))
+                if self._same_leases
+                else Granting(list(clients.values()), salt, resumes=resumes, shares=shares, grants=self._with_leases)
             )
             keeping = background.start(self._leases.keep_alive())
             await self._pass(rounds, clients, self._existing, "Importing")
