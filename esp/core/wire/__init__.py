@@ -44,7 +44,7 @@ The names that the layers above may use (tests/test_layers.py):
     shares: Shares, address_of
     turns: SLICE
     ended: EndedCall, Observer, Passed, Several, Took, UNKNOWN
-    traces: Trace, Tracer
+    traces: Trace, Tracer, shares
     context: WireContext
     divided: COMPOSITE, DividedBlock
     hpack: Fields, decode, encode
