@@ -26,7 +26,7 @@ import hpack
 
 from bench.etcd import call
 from bench.measure import running_backends
-from bench.peers import Backends, Direct, Esp, EspTls, GrpcProxy, Haproxy, Peer
+from bench.peers import Backends, Direct, Esp, EspTls, GrpcProxy, Haproxy, HaproxyTls, Peer
 from bench.processes import BenchError, Process
 from bench.watch import expect, load
 from bench.workloads import KEY, WORKLOADS
@@ -123,15 +123,22 @@ class RoomyHaproxy(Haproxy):
     most_connections = 9_900  # two descriptors each; most systems give a process 20,000
 
 
+class RoomyHaproxyTls(HaproxyTls):
+    """The same with TLS for clients."""
+
+    most_connections = 9_900
+
+
 KINDS: dict[str, type[Peer]] = {
     "esp": Roomy,
     "esp-tls": RoomyTls,
     "haproxy-h2": RoomyHaproxy,
+    "haproxy-h2-tls": RoomyHaproxyTls,
     "grpc-proxy": GrpcProxy,
     "direct": Direct,
 }
-ONLY_CONNECTIONS = ("esp-tls", "haproxy-h2")
-"""Peers that only have rows of idle connections: the second keeps nothing about watches and leases."""
+ONLY_CONNECTIONS = ("esp-tls", "haproxy-h2", "haproxy-h2-tls")
+"""Peers that only have rows of idle connections: haproxy keeps nothing about watches and leases."""
 
 
 @contextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import urllib.request
+from collections import Counter
 
 import grpc
 import pytest
@@ -75,6 +76,20 @@ def test_calls_of_all_kinds_are_in_it(server: Server) -> None:
         ranges = {labels[-1]: number for labels, number in sent.items() if labels[:2] == ("OK", "Range")}
         assert ranges == {"s0": 3, "s1": 2, "s2": 2}
         assert sum(samples(server, "esp_shard_watch_events_total").values()) == 1
+        assert list(samples(server, "esp_shard_streams").values()) == [1, 1, 1]
+        lease = rpc_pb2_grpc.LeaseStub(channel)
+        granted = lease.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=60), timeout=30).ID
+        renewed = lease.LeaseKeepAlive(iter([rpc_pb2.LeaseKeepAliveRequest(ID=granted)] * 2), timeout=60)
+        assert next(renewed).ID == next(renewed).ID == granted
+        for direction, of_watch in (("sent", 3), ("received", 4)):  # three creates, as many answers, and an event
+            told = samples(server, f"grpc_client_msg_{direction}_total")  # labels: method, service, type, shard
+            by_method = Counter[str]()
+            for labels, number in told.items():
+                by_method[labels[0]] += int(number)
+            assert by_method["Put"] == 4
+            assert by_method["LeaseGrant"] == 3
+            assert by_method["LeaseKeepAlive"] == 6
+            assert by_method["Watch"] == of_watch
         took = samples(server, "grpc_server_handling_seconds_count")
         assert took["Put", KV, "unary"] == 5
         assert all(value > 0 for value in samples(server, "grpc_server_handling_seconds_sum").values())

@@ -14,6 +14,7 @@ from typing import Final
 
 from esp.core.wire.context import WireContext
 from esp.core.wire.ended import UNKNOWN, EndedCall, Passed
+from esp.core.wire.traffic import Messages
 from esp.core.wire.turns import SLICE
 
 BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -142,6 +143,12 @@ class Calls:
         """Counts a question of esp's own to a shard."""
         if name in self._lists:
             self.sent[name][path if path in self._known else UNKNOWN].add(seconds, code)
+
+    def streamed(self) -> Iterator[tuple[str, bytes, Messages]]:
+        """By shard and path, the messages of streams to the shards."""
+        for name, passed in tuple(self._lists.items()):
+            for path, messages in tuple(passed.messages.items()):
+                yield name, path, messages
 
     # The lists.
 

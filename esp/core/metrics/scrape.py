@@ -147,9 +147,15 @@ def _by_code(tally: Tally) -> Counter[int]:
 
 
 def _sent(calls: Calls) -> Iterator[Step]:
-    """Calls to shards: what clients' calls and esp's own questions have become there."""
+    """Calls to shards: what clients' calls and esp's own questions have become there, and their messages.
+
+    A unary call has one message, and one more if its answer is OK; those of streams are counted as they pass.
+    """
     handled: list[Row] = []
     seconds: list[Row] = []
+    messages: dict[tuple[str, ...], tuple[int, int]] = {}
+    for name, path, counts in calls.streamed():
+        messages[name, *NAMES[path]] = counts.sent, counts.received
     for name in sorted(calls.passed.keys() | calls.sent.keys()):
         here = Tallies()
         for tallies in (calls.passed.get(name), calls.sent.get(name)):
@@ -159,12 +165,19 @@ def _sent(calls: Calls) -> Iterator[Step]:
             labels = (name, *NAMES[path])
             seconds.append((labels, [*tally.buckets, tally.seconds]))
             handled += [((*labels, code_name(code)), number) for code, number in _by_code(tally).items()]
+            if NAMES[path][0] == "unary":
+                messages[labels] = sum(tally.codes.values()), tally.codes[0]
         yield None
     labels = ("shard", *METHOD)
     text = "Calls sent to a shard that have ended, by code."
     yield Family("grpc_client_handled_total", "counter", text, (*labels, "grpc_code"), handled)
     text = "Seconds from sending a call to a shard to the end of its answer."
     yield Family("grpc_client_handling_seconds", "histogram", text, labels, seconds, bounds=BOUNDS)
+    counted = sorted(messages.items())
+    told: list[Row] = [(one, sent) for one, (sent, _) in counted]
+    yield Family("grpc_client_msg_sent_total", "counter", "Messages sent to a shard.", labels, told)
+    told = [(one, received) for one, (_, received) in counted]
+    yield Family("grpc_client_msg_received_total", "counter", "Messages that a shard has sent.", labels, told)
 
 
 # The rest.
@@ -268,6 +281,8 @@ def _shards(parts: Parts) -> Iterator[Step]:
 
     yield from by_shard("esp_shard_up", "gauge", "1 if a call could be sent now.", lambda n: int(shards[n].is_ready))
     yield from by_shard("esp_shard_calls", "gauge", "Open calls to a shard.", lambda n: shards[n].calls_open)
+    text = "Open streams to a shard: watches, keepalives, and calls that wait for locks."
+    yield from by_shard("esp_shard_streams", "gauge", text, lambda n: shards[n].streams_open)
     text = "Calls that wait for a connection to a shard."
     yield from by_shard("esp_shard_calls_waiting", "gauge", text, lambda n: shards[n].calls_waiting)
     text = "Parts of expensive calls that a shard works on."

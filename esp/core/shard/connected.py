@@ -171,6 +171,12 @@ class Connected(Cluster):
         return sum(len(link.connection.streams) for link in links if link.connection is not None)
 
     @property
+    def streams_open(self) -> int:
+        """Those of these that last: watches, keepalives, and what waits for locks."""
+        connection = self._streams.connection
+        return 0 if connection is None else len(connection.streams)
+
+    @property
     def is_ready(self) -> bool:
         """Whether a call could be sent now."""
         return self._unary.free() is not None

@@ -59,7 +59,7 @@ The names that the layers above may use (tests/test_layers.py):
     client_stream: ClientStream, STREAM_WINDOW
     client: ClientConnection
     gathered: Gathered
-    traffic: Traffic, MessageCount
+    traffic: Traffic, MessageCount, Messages
     splice: SplicedCall, LateCall, WaitingCall, StreamCall, WaitingStream, CountedCall, Place, NO_TRAILERS, REPLAY_BYTES
     call: MessageCall, Reader, Together, TogetherCall, BrokenCall, messages
     pump: Pending

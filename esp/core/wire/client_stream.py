@@ -12,6 +12,7 @@ from esp.core.wire.header_block import BlockBounds
 from esp.core.wire.native import mypyc_attr
 from esp.core.wire.response import ResponseDecoder, ResponseHead
 from esp.core.wire.stream import Stream
+from esp.core.wire.traffic import Messages
 
 if TYPE_CHECKING:
     from esp.core.wire.client import ClientConnection
@@ -78,6 +79,11 @@ class ClientStream(Stream["ClientConnection"]):
         passed, observer = self.connection.passed, self.connection.context.observer
         if passed is not None and observer is not None:
             observer.asked(passed.name, path, code, monotonic() - sent)
+
+    def count_messages(self, path: bytes) -> Messages:
+        """Where the messages of this streaming call are counted, with others of its RPC to the server."""
+        passed = self.connection.passed
+        return Messages() if passed is None else passed.messages_of(path)
 
     def cancel(self) -> None:
         """Ends the call from here; no event follows."""

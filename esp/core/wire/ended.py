@@ -11,7 +11,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from esp.core.wire.traffic import Traffic
+from esp.core.wire.traffic import Messages, Traffic
 
 UNKNOWN: Final = b""
 """Stands for the path of every RPC that esp does not know: a client can make up any number of those."""
@@ -85,9 +85,10 @@ class Passed:
         took: takes the seconds from the request to the answer of each quicker call.
         asked: takes the seconds of questions of esp's own that ended well.
         traffic: the bytes of all connections to the server.
+        messages: by path, the messages of streaming calls to the server.
     """
 
-    __slots__ = ("asked", "name", "slow", "took", "traffic")
+    __slots__ = ("asked", "messages", "name", "slow", "took", "traffic")
 
     def __init__(self, name: str, known: Container[bytes], slow: float) -> None:
         self.name = name
@@ -95,6 +96,11 @@ class Passed:
         self.took = Took(known)
         self.asked = Took(known)
         self.traffic = Traffic()
+        self.messages: dict[bytes, Messages] = {}
+
+    def messages_of(self, path: bytes) -> Messages:
+        """Counts the messages of streaming calls of an RPC; all that is not known shares one count."""
+        return self.messages.setdefault(self.took.name(path), Messages())
 
 
 class Several:

@@ -260,7 +260,7 @@ class WaitingCall(LateCall):
 class StreamCall(LateCall):
     """A spliced streaming call, whose messages are counted."""
 
-    __slots__ = ("_answers", "_requests")
+    __slots__ = ("_answers", "_messages", "_requests")
 
     def __init__(self, connection: ClientConnection, down: ServerCall, owner: SpliceOwner) -> None:
         super().__init__(connection, down, None, owner)
@@ -268,15 +268,16 @@ class StreamCall(LateCall):
         path = UNKNOWN if passed is None else passed.took.name(down.head.path)
         self._requests = MessageCount(counters.messages_received, path)
         self._answers = MessageCount(counters.messages_sent, path)
+        self._messages = self.count_messages(path)
 
     def on_data(self, payload: bytes, end: bool) -> None:
         """A piece of the answers."""
-        self._answers.add(payload)
+        self._messages.received += self._answers.add(payload)
         super().on_data(payload, end)
 
     def request_data(self, payload: bytes, end: bool) -> None:
         """A piece of the requests."""
-        self._requests.add(payload)
+        self._messages.sent += self._requests.add(payload)
         super().request_data(payload, end)
 
 

@@ -24,6 +24,20 @@ class Traffic:
         self.sent = 0
 
 
+class Messages:
+    """The messages of streaming calls of one RPC to one server.
+
+    Attributes:
+        received, sent: their numbers.
+    """
+
+    __slots__ = ("received", "sent")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.sent = 0
+
+
 class MessageCount:
     """Counts the messages in the DATA of one direction of a stream that is passed on, by their prefixes.
 
@@ -40,13 +54,13 @@ class MessageCount:
         self._left = 0  # bytes of the present message that have not come
         self._start = b""  # of a prefix that has come in part
 
-    def add(self, data: bytes) -> None:
-        """The next DATA."""
+    def add(self, data: bytes) -> int:
+        """The next DATA; returns the messages that begin in it."""
         left = self._left
         size = len(data)
         if left >= size:
             self._left = left - size
-            return
+            return 0
         data = self._start + data
         at, size = left, len(data)
         messages = 0
@@ -57,3 +71,4 @@ class MessageCount:
             self._counts[self._path] += messages
         self._left = max(0, at - size)
         self._start = data[at:]
+        return messages

@@ -17,7 +17,7 @@ from esp.core.metrics.limits import WITHOUT_USE
 from esp.core.metrics.names import KNOWN, METHOD, NAMES
 from esp.core.metrics.text import text
 from esp.core.proxy import Proxy
-from esp.core.wire.ended import EndedCall
+from esp.core.wire.ended import UNKNOWN, EndedCall
 from esp.core.wire.limits import Limits
 from esp.core.wire.status import CODE_NAMES, Code
 
@@ -99,6 +99,22 @@ class TestCalls:
             proxy.calls.asked(shard, RANGE, 0, 0.1)
         assert rows(proxy, "grpc_server_handled_total") == {(*NAMES[RANGE], "OK"): 1}
         assert rows(proxy, "grpc_client_handled_total") == {(shard, *NAMES[RANGE], "OK"): 1 for shard in "ab"}
+
+    def test_messages_of_a_shard_are_those_of_its_calls_and_those_that_its_streams_have_counted(
+        self, proxy: Proxy
+    ) -> None:
+        proxy.calls.asked("a", PUT, Code.OK, 0.1)
+        proxy.calls.asked("a", PUT, Code.NOT_FOUND, 0.1)
+        proxy.calls.asked("b", WATCH, Code.OK, 0.1)
+        for sent, received in ((1, 7), (2, 8)):
+            messages = proxy.calls.passed_to("b").messages_of(WATCH)
+            messages.sent += sent
+            messages.received += received
+        proxy.calls.passed_to("b").messages_of(b"/made.up/Call").sent += 5
+        told = {("a", *NAMES[PUT]): 2, ("b", *NAMES[WATCH]): 3, ("b", *NAMES[UNKNOWN]): 5}
+        assert rows(proxy, "grpc_client_msg_sent_total") == told
+        told = {("a", *NAMES[PUT]): 1, ("b", *NAMES[WATCH]): 15, ("b", *NAMES[UNKNOWN]): 0}
+        assert rows(proxy, "grpc_client_msg_received_total") == told
 
     def test_messages_of_streams_are_those_that_were_counted(self, proxy: Proxy) -> None:
         proxy.calls.ended(ended(WATCH, Code.CANCELLED))

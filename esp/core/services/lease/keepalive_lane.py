@@ -105,14 +105,16 @@ class _Call(ClientStream):
 
     Attributes:
         requests: sends keepalives, those of one turn together.
+        counts: the keepalives that were sent, and their answers, on all such calls to the shard.
     """
 
-    __slots__ = ("requests", "stream")
+    __slots__ = ("counts", "requests", "stream")
 
     def __init__(self, connection: ClientConnection, stream: _KeepaliveStream) -> None:
         super().__init__(connection)
         self.stream = stream
         self.requests = Gathered()
+        self.counts = self.count_messages(stream.lane.forward[0])
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
         """The head of the answers, or the end of the stream."""
@@ -178,8 +180,10 @@ class _KeepaliveStream:
         """Sends keepalives, or keeps them until there is a connection."""
         if not self.in_flight:
             self.progress = monotonic()
+        before = len(self.in_flight)
         self.in_flight += keepalives
         if self._call is not None:
+            self._call.counts.sent += len(self.in_flight) - before
             self._call.requests.send(self._call, body)
 
     def go(self, connection: ClientConnection) -> None:
@@ -188,6 +192,7 @@ class _KeepaliveStream:
             self._call = call = _Call(connection, self)
             self.progress = monotonic()
             body = b"".join([keepalive.body for keepalive in self.in_flight])
+            call.counts.sent += len(self.in_flight)
             connection.call(call, self.lane.forward, b"", body, end=False)
 
     def on_bug(self) -> None:
@@ -213,16 +218,20 @@ class _KeepaliveStream:
     def answers(self, payload: bytes) -> None:
         """Gives each answer to the keepalive that it belongs to."""
         lane, in_flight = self.lane, self.in_flight
+        assert self._call is not None, "its call has been sent"
+        counts = self._call.counts
         message = self._reader.sole(payload)
         if message is not None and in_flight and not self.closed:
             ttl = self._ttl_in(message, in_flight[0].echo)
             if ttl != UNUSUAL:
                 self.has_answered = True
                 self.progress = lane.heard = monotonic()
+                counts.received += 1
                 in_flight.popleft().answered(lane.name, ttl, self._header[1])
                 return
         try:
             for message in self._reader.feed(payload):
+                counts.received += 1
                 if self.closed:
                     return
                 ttl, header = self._ttl_in(message, in_flight[0].echo) if in_flight else UNUSUAL, self._header[1]

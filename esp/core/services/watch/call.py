@@ -21,6 +21,7 @@ from esp.core.wire.status import Code, RpcError, Status
 
 log = logging.getLogger("esp.watch")
 
+PATH: Final = b"/etcdserverpb.Watch/Watch"
 MAX_RESPONSE_BYTES: Final = 2**31 - 1
 LONGEST_HEAD: Final = 160
 """The watch id of a message, behind the header, is within so many bytes."""
@@ -76,6 +77,7 @@ class WatchCall(ClientStream):
 
     __slots__ = (
         "_caller",
+        "_counts",
         "_ends",
         "_is_free",
         "_is_reading",
@@ -99,9 +101,11 @@ class WatchCall(ClientStream):
         self._ends = False
         self._is_free = caller.crowd is None and not caller.may_hold_back
         self._requests = Gathered()
+        self._counts = self.count_messages(PATH)
 
     def request(self, message: bytes) -> None:
         """Sends a request, together with the others of this turn."""
+        self._counts.sent += 1
         self._requests.send(self, message)
 
     def on_headers(self, head: ResponseHead, end: bool) -> None:
@@ -126,6 +130,7 @@ class WatchCall(ClientStream):
     def _take_sole(self, message: bytes, size: int) -> None:
         """Takes the message of a piece of `size` bytes, in a call that nobody holds back."""
         caller = self._caller
+        self._counts.received += 1
         self._is_reading = True
         try:
             caller.on_message(message)
@@ -186,6 +191,7 @@ class WatchCall(ClientStream):
         self._unread_bytes -= len(payload)
         self._owed += len(payload)
         messages = self._messages.feed(payload)
+        self._counts.received += len(messages)
         if messages and self._kept:
             self._account_for(self._messages.held + self._unread_bytes)  # the taker counts what it keeps
         return messages
