@@ -75,9 +75,10 @@ def connect(
         # No address may have all connections (common_share).
         ours = (f"127.0.0.{2 + len(open_ones) // 100 % 8}", 0)
         wanted = min(100, number - len(open_ones))
-        new = [socket.create_connection((host, int(port)), 10, ours) for _ in range(wanted)]
-        if tls is not None:
-            new = [tls.wrap_socket(sock) for sock in new]
+        new = []
+        for _ in range(wanted):
+            sock = socket.create_connection((host, int(port)), 10, ours)
+            new.append(sock if tls is None else tls.wrap_socket(sock))  # at once: a handshake must not wait for long
         for sock in new:
             sock.sendall(opening)
         for sock in new:

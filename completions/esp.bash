@@ -106,6 +106,7 @@ _esp() {
         "export --range-end") _esp_live keys; return ;;
         "export --to") _esp_paths -f; return ;;
         "export --resume") _esp_paths -f; return ;;
+        "export --verify") _esp_paths -f; return ;;
         "export --endpoint") :; return ;;
         "export --cacert") _esp_paths -f; return ;;
         "export --cert") _esp_paths -f; return ;;
@@ -205,8 +206,8 @@ _esp() {
         'reload') _esp_words '-c --config -o --output --check --force --control -v --verbose -q --quiet --color -h --help' ;;
         'top') _esp_words '-c --config -i --interval -n --count --cacert --cert --key -o --output -v --verbose -q --quiet --color -h --help' ;;
         'exec') case $current in -*) _esp_words '-c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live shards ;; esac ;;
-        'export') case $current in -*) _esp_words '--prefix --from-key --range-end --hex --base64 --to --resume --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live keys ;; esac ;;
-        'import') case $current in -*) _esp_words '--overwrite --skip-existing --resume --at-once --no-leases --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
+        'export') case $current in -*) _esp_words '--prefix --from-key --range-end --hex --base64 --to --resume --verify --each --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live keys ;; esac ;;
+        'import') case $current in -*) _esp_words '--overwrite --skip-existing --resume --at-once --no-leases --same-leases --endpoint --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_paths -f ;; esac ;;
         'bench') _esp_words '--load --connections --streams --seconds --rounds --warm-up --keys --value-bytes --shard --plot --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'lease-sync') _esp_words '--apply --prune --only-on --yes --skew --concurrency -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map') _esp_words 'init show history apply fence remove finish -v --verbose -q --quiet --color -h --help' ;;
