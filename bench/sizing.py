@@ -78,9 +78,8 @@ def connect(
         new = []
         for _ in range(wanted):
             sock = socket.create_connection((host, int(port)), 10, ours)
-            new.append(sock if tls is None else tls.wrap_socket(sock))  # at once: a handshake must not wait for long
-        for sock in new:
-            sock.sendall(opening)
+            new.append(sock if tls is None else tls.wrap_socket(sock))
+            new[-1].sendall(opening)  # at once: esp waits neither for a handshake nor for a first request for long
         for sock in new:
             _wait_for_answer(sock, trailers)
         open_ones += new
