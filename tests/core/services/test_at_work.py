@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from math import inf
 from pathlib import Path
 
 import grpc
@@ -15,6 +16,7 @@ from google.protobuf.message import Message
 from esp.core import config
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
+from esp.core.services import gate as gates
 from esp.core.services.alone import Alone
 from esp.core.services.entry import LARGE_ANSWER, PLACE_BYTES, PLACES, WAITING_PART
 from esp.core.services.gate import LARGE_REQUEST
@@ -326,12 +328,16 @@ _ASKED = {
 
 
 @pytest.mark.parametrize(
-    ("size", "most"),
-    [(LARGE, WAITING_PART), (PLACE_BYTES, 1 + PLACES - PLACES // WAITING_PART)],  # the first counted as large
+    ("size", "kept"),
+    # The first counts as large until its answer comes, and perhaps afterwards.
+    [(LARGE, [WAITING_PART]), (PLACE_BYTES, range(1 + PLACES - PLACES // WAITING_PART, PLACES + 1))],
 )
 @pytest.mark.parametrize("how", _ASKED)
-def test_a_client_that_does_not_read_has_few_answers_of_several_shards_kept(how: str, size: int, most: int) -> None:
+def test_a_client_that_does_not_read_has_few_answers_of_several_shards_kept(
+    how: str, size: int, kept: Sequence[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """They come whole, so that no shard waits for the client, and all of them take memory here."""
+    monkeypatch.setattr(gates, "STUCK_SECONDS", inf)  # however slow the machine is: no shard counts as stopped
     method, request = _ASKED[how]
     fields = ((b":method", b"POST"), (b":scheme", b"http"), (b":path", (KV + method).encode()))
     head = encode([*fields, *GRPC_FIELDS, (b"esp-read", b"each")])
@@ -340,17 +346,17 @@ def test_a_client_that_does_not_read_has_few_answers_of_several_shards_kept(how:
     async def work(world: World) -> None:
         _, writer = await asyncio.open_connection("127.0.0.1", world.proxy.bound[0][1])
         writer.write(frames.PREFACE + frames.settings({4: 1000}) + frames.window_update(0, 1 << 24))
-        for number in range(most + 9):
+        for number in range(2 * PLACES):
             writer.write(frames.frame(frames.HEADERS, 4, 2 * number + 1, head) + data(2 * number + 1, asked, end=True))
         gate = world.proxy.gate
-        while gate.at_work or set(gate._held.values()) != {PLACES}:  # a quarter of all, at both shards
+        while gate.at_work or max(gate._held.values(), default=0) < PLACES:  # a quarter of all
             for shard in (world.one, world.other):
                 if shard.open:
                     shard.answers(size)
             await asyncio.sleep(0.001)
         honest = world.client()
         await world.answered([honest.gets(), honest.gets(), honest.gets(b"x"), honest.gets(b"x")])
-        assert gate.waiting == 9
+        assert 2 * PLACES - gate.waiting in kept
         writer.close()
         await until(lambda: world.is_free and not gate._held)
         assert world.proxy.context.buffers.used == 0
