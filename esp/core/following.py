@@ -169,6 +169,11 @@ class Following:
         proxy = self._proxy
         if shared.epoch < self._epoch and not self._all_tell(found):
             return False
+        last = shared.moves[-1] if shared.moves else None
+        if last is not None and shared.epoch > self._epoch and last.epoch == shared.epoch and last.source not in found:
+            # Watches go over only if it is known where the history of their keys has ended.
+            shards = [shard for name, shard in proxy.routing.shards.items() if name == last.source]
+            found = {**found, **await self._read(shards)}
         known = proxy.routing.layout.former
         former = known.renewed(former_of(shared, found))
         if shared.map == proxy.config.shard_map and shared.guards == proxy.config.guards:

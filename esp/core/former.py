@@ -101,10 +101,13 @@ class Former:
 
     def renewed(self, told: Former) -> Former:
         """The ranges of another one that is told anew, with what is known here of those that came with the same map."""
-        known = {(one.range, one.shard, one.epoch): one for one in self.came if one.is_known}
-        return Former(
-            tuple(known.get((one.range, one.shard, one.epoch), one) if not one.is_known else one for one in told.came)
-        )
+        known = {(one.range, one.shard, one.epoch): one for one in self.came}
+
+        def with_known(one: Came) -> Came:
+            before = known.get((one.range, one.shard, one.epoch), one)
+            return replace(one, revision=min(one.revision, before.revision), cut=one.cut or before.cut)
+
+        return Former(tuple(map(with_known, told.came)))
 
     def floor(self, key_range: KeyRange, shard: str) -> int:
         """The lowest revision of a shard that means something for all keys of a range; 0 if all do."""

@@ -78,5 +78,10 @@ def test_what_was_known_of_a_move_stays_known_when_its_shard_does_not_tell() -> 
         )
     )
     assert known.renewed(told).came == (told.came[0], known.came[1])
+    with_cut = Former((Came(keys(b"m", b"t"), "c", UNKNOWN, 60, 4),))
+    both = (Came(keys(b"m", b"t"), "c", 100, 60, 4),)
+    assert with_cut.renewed(Former((Came(keys(b"m", b"t"), "c", 100, 0, 4),))).came == both, (
+        "one shard tells, then the other"
+    )
     assert known.renewed(known).came == known.came
     assert known.renewed(told).is_stale(keys(b"n", b"o"), "c", 10**12, 10**12), "nobody knows yet"

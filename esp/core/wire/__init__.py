@@ -37,6 +37,7 @@ The files, from the bottom up: each imports only files of its own line and of li
 
 The names that the layers above may use (tests/test_layers.py):
 
+    native: mypyc_attr
     status: CODE_NAMES, Code, Status, RpcError, OK, DEADLINE_EXCEEDED
     limits: Limits, OF_A_CONNECTION, bounds, out_of_bounds
     frames: ErrorCode, MAX_FRAME_SIZE, PREFACE, SETTINGS, pack_u32, settings, unpack_u32

@@ -5,6 +5,7 @@ From the top down; each file imports only files below it:
     client stream      stream.py    one client's Watch call: its requests and its watch ids
       request          slots.py     a request, answered in order; progress.py puts the shards' answers together
       watcher          watcher.py   one watcher of a client, in one shard or in several
+        crossing       crossing.py  how it goes over to the shard to which all its keys have moved
         tap            tap.py       a watcher's part in one shard: where that shard's events come from
     pool               pool.py      which sources are shared, and which taps may join them
     source             source.py    one watcher of a shard, which feeds one tap or many

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Iterator
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from google.protobuf.message import DecodeError
 
@@ -15,6 +15,7 @@ from esp.core.wire.client_stream import ClientStream
 from esp.core.wire.connection import Connection
 from esp.core.wire.gathered import Gathered
 from esp.core.wire.message import MessageReader
+from esp.core.wire.native import mypyc_attr
 from esp.core.wire.response import ResponseHead
 from esp.core.wire.splice import NO_TRAILERS
 from esp.core.wire.status import Code, RpcError, Status
@@ -71,7 +72,11 @@ class Caller(Protocol):
     def on_retired(self, call: WatchCall) -> None:
         """The connection that the call is on takes no more calls."""
 
+    def look_at_guard(self, call: Any) -> None:
+        """Looks at the guard of a shard that holds one, and then calls `CheckedWatchCall.looked`."""
 
+
+@mypyc_attr(allow_interpreted_subclasses=True)
 class WatchCall(ClientStream):
     """The stream of one Watch call to a shard."""
 

@@ -11,18 +11,10 @@ While a look is under way, further messages wait for the next one: however many 
 from __future__ import annotations
 
 from collections import deque
-from typing import Protocol
 
 from esp.core.services.watch.call import Caller, WatchCall
 from esp.core.wire.client import ClientConnection
 from esp.core.wire.status import Status
-
-
-class CheckingCaller(Caller, Protocol):
-    """The upstream that makes such a call."""
-
-    def look_at_guard(self, call: CheckedWatchCall) -> None:
-        """Looks at the guard, and then calls `CheckedWatchCall.looked`."""
 
 
 class CheckedWatchCall(WatchCall):
@@ -30,7 +22,7 @@ class CheckedWatchCall(WatchCall):
 
     __slots__ = ("_checking", "_looked_at", "_unchecked")
 
-    def __init__(self, connection: ClientConnection, caller: CheckingCaller) -> None:
+    def __init__(self, connection: ClientConnection, caller: Caller) -> None:
         super().__init__(connection, caller)
         self._checking = caller
         self._unchecked: deque[tuple[bytes, bool]] = deque()  # not more than the call's window

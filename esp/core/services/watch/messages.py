@@ -199,6 +199,17 @@ class Response:
             return None
         return self.keep(lambda event: event.kv.mod_revision < revision)
 
+    def lowered(self, revision: int) -> Response:
+        """The message with this revision in its header where its own is higher."""
+        if self.revision <= revision:
+            return self
+        header = rpc_pb2.ResponseHeader()
+        header.CopyFrom(self.message.header)
+        header.revision = revision
+        lowered = Response(header_field(header), self.tail, self.message)
+        lowered.revision, lowered.fragment = revision, self.fragment
+        return lowered
+
     def under(self, identity: Identity, token: int) -> Response:
         """The message with esp's own ids and a token in its header, for a watcher over several shards.
 

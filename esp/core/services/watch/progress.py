@@ -43,8 +43,13 @@ class ProgressAnswers:
 
     def on_upstream_progress(self, upstream: Exchange, response: Response, times: int) -> None:
         """The shard of `upstream` has answered `times` requests at once."""
-        live = self._live()
-        if len({watcher.taps[0].pool.shard for watcher in live}) == 1 and not any(w.spans_shards for w in live):
+        every = self._live()
+        live = [watcher for watcher in every if not watcher.is_crossing]  # their shard has no news of their keys
+        if (
+            len(live) == len(every)
+            and len({watcher.taps[0].pool.shard for watcher in live}) == 1
+            and not any(w.spans_shards for w in live)
+        ):
             self._answers[upstream] = response, times
             heard = [self._answers.get(feeding) if (feeding := _upstream(watcher)) else None for watcher in live]
             if None in heard:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Final, Generic, TypeVar
 
+from esp.core.services.maintenance import version_key
+
 A = TypeVar("A")
 
 PATIENCE: Final = 1.0
@@ -71,3 +73,9 @@ class ProgressRequests(Generic[A]):
         self._asking.clear()
         self._asking_next.clear()
         self._is_out = False
+
+
+def tells_in_order(version: str) -> bool:
+    """Whether etcd's answer to a progress request never overtakes events."""
+    known = version_key(version)
+    return known >= (3, 5, 13) or (3, 4, 31) <= known < (3, 5)

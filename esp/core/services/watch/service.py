@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Final
 
 from esp.core.background import Background
+from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.routing import Routing
 from esp.core.services.metadata import call_head
+from esp.core.services.watch.crossing import Passage
 from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
@@ -56,6 +58,7 @@ class Watch(Handler):
         self.streams: set[WatchStream] = set()
         self.is_ending = False
         self._pools: dict[tuple[Shard, Forward], Pool] = {}
+        self._passages: dict[tuple[KeyRange, str, int], Passage] = {}  # of the last move
         routing.undivided.on_added = self._end_divided
 
     def on_open(self, stream: ServerCall) -> None:
@@ -81,6 +84,11 @@ class Watch(Handler):
         before, self.routing = self.routing.layout, routing
         before.undivided.on_added = None
         routing.undivided.on_added = self._end_divided
+        for passage in self._passages.values():
+            passage.learn(routing.layout.former)
+        self._passages = {
+            key: one for key, one in self._passages.items() if key[2] == routing.layout.epoch or not one.is_open
+        }
         kept = {shard: routing.layout.shards[shard.name] for shard in _with_other_guards(before, routing.layout)}
         for pool in [pool for (shard, _), pool in self._pools.items() if shard in kept]:
             del self._pools[pool.shard, pool.forward]
@@ -103,11 +111,21 @@ class Watch(Handler):
             if all(shard in (after.shards.get(shard.name), *kept) for shard in _shards_of(before, segments)):
                 if segments == after.segments(keys):
                     continue
-                if watcher.end_for_move():
+                passage = self._passage(keys, segments)
+                if (passage is not None and watcher.cross(passage)) or watcher.end_for_move():
                     continue
             elif not watcher.spans_shards and watcher.taps:
                 self.moved.add(watcher.name)
             stream.outbox.stop()
+
+    def _passage(self, keys: KeyRange, segments: Sequence[Segment]) -> Passage | None:
+        """The move by which all these keys have come from one shard to another with the layout in force."""
+        layout = self.routing.layout
+        for came in layout.former.came:
+            is_it = came.epoch == layout.epoch and came.range.intersect(keys) == keys
+            if is_it and [segment.shard for segment in segments] == [came.source]:
+                return self._passages.setdefault((came.range, came.shard, came.epoch), Passage(came))
+        return None
 
     def _end_divided(self) -> None:
         """Ends the streams with a watcher that esp would refuse now. Their clients come again, and are refused."""

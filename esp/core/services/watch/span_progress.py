@@ -25,10 +25,10 @@ from typing import Final
 
 from esp.core.background import Timer, all_of
 from esp.core.pb import rpc_pb2
-from esp.core.services.maintenance import version_key
 from esp.core.services.revision import token
 from esp.core.services.watch.exchange import Exchange
 from esp.core.services.watch.messages import Response
+from esp.core.services.watch.progress_requests import tells_in_order
 from esp.core.services.watch.source import Source
 from esp.core.services.watch.tap import Tap
 from esp.core.services.watch.watcher import Watcher, WatcherStream
@@ -152,7 +152,7 @@ class SpanProgress:
         upstreams: set[Exchange] = set()
         for tap in watcher.taps:
             source = tap.source
-            if source is not None and source.is_live and _tells_in_order(source.upstream.shard.version_in_use):
+            if source is not None and source.is_live and tells_in_order(source.upstream.shard.version_in_use):
                 one.asked[tap] = source
                 upstreams.add(source.upstream)
         self._asked = {upstream for upstream in self._asked if upstream.sources} | upstreams
@@ -233,9 +233,3 @@ class SpanProgress:
         for upstream in self._asked:
             upstream.forget_asker(self)
         self._asked.clear()
-
-
-def _tells_in_order(version: str) -> bool:
-    """Whether etcd's answer to a progress request never overtakes events."""
-    known = version_key(version)
-    return known >= (3, 5, 13) or (3, 4, 31) <= known < (3, 5)

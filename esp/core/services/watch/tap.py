@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -79,12 +80,17 @@ class Tap:
             watcher, the part is the only one, and all events of the shard belong to it.
         owned: selects the events of the shard that belong to the watcher; None for all.
         is_part: several shards feed the watcher.
+        until: the last revision whose events are passed on, while the watcher goes over to another shard; else 0.
+        has_all: meanwhile: all events up to that revision have come.
+        came: meanwhile: set when something has come.
     """
 
     __slots__ = (
         "_head",
         "_whole",
+        "came",
         "created",
+        "has_all",
         "is_created",
         "is_part",
         "next",
@@ -96,6 +102,7 @@ class Tap:
         "shard",
         "source",
         "spec",
+        "until",
     )
 
     def __init__(self, whole: Whole, pool: Pool, shard: str, spec: Spec, *, is_part: bool) -> None:
@@ -113,6 +120,9 @@ class Tap:
         self._head = b""
         self.plain_id: int | None = None
         self.owned: Callable[[bytes], bool] | None = None
+        self.until = 0
+        self.has_all = False
+        self.came: asyncio.Event | None = None
 
     @property
     def first_key(self) -> bytes:
@@ -168,6 +178,13 @@ class Tap:
         if watch_id is not None:
             self.outbox.send_together([response.encode(watch_id) for response in responses], is_own=self.is_own)
             return
+        if self.came is not None:
+            self.came.set()
+            kept = [kept.lowered(self.until) for one in responses if (kept := one.before(self.until + 1)) is not None]
+            if not kept:
+                self.has_all = True
+                return
+            responses = as_one(kept)
         owned = self.owned
         if owned is not None:
             mine = [response.keep(lambda event: owned(event.kv.key)) for response in responses]
@@ -179,8 +196,21 @@ class Tap:
 
     def on_progress(self, response: Response) -> None:
         """All events up to the header's revision have come."""
-        if response.revision >= self.position - 1:
+        if self.came is not None and response.revision >= self.until:
+            self.has_all = True
+            self.came.set()
+        elif response.revision >= self.position - 1:
             self._whole.on_progress(self, response)
+
+    def cross(self, until: int) -> None:
+        """Passes on only events up to a revision from now on."""
+        self.until, self.plain_id, self.came = until, None, asyncio.Event()
+
+    def crossed(self, pool: Pool, shard: str) -> None:
+        """Goes on at another shard, once it is started there."""
+        self.detach()
+        self.until, self.has_all, self.came = 0, False, None
+        self.pool, self.shard = pool, shard
 
     def on_canceled(self, response: Response) -> None:
         """The shard has ended the watcher."""

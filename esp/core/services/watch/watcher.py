@@ -9,6 +9,7 @@ from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.services.watch.compaction import OldestRevisions
 from esp.core.services.watch.create import Create
+from esp.core.services.watch.crossing import Crossing, Passage
 from esp.core.services.watch.held import Held
 from esp.core.services.watch.messages import (
     DUPLICATE_ID,
@@ -85,6 +86,7 @@ class Watcher:
     """
 
     __slots__ = (
+        "_crossing",
         "_held",
         "_id_wanted",
         "_is_asking",
@@ -121,6 +123,7 @@ class Watcher:
         self._unasked: Response | None = None
         self.span: Span | None = None
         self._held: Held | None = None
+        self._crossing: Crossing | None = None
 
     def begin(self, request: Create) -> None:
         """Asks the shards that own the watched keys, each for its part; before that another proxy for its token."""
@@ -399,6 +402,39 @@ class Watcher:
         self.is_dead = True
         self.stream.outbox.send(response.encode(self.id))
 
+    # A move of all its keys to another shard.
+
+    @property
+    def is_crossing(self) -> bool:
+        """Whether the watcher goes over to another shard."""
+        return self._crossing is not None
+
+    def cross(self, passage: Passage) -> bool:
+        """Goes over to the shard to which all keys have come; False if it cannot."""
+        if not self.is_announced or self.span is not None or self._crossing is not None or not passage.cut:
+            return False
+        self._crossing = Crossing(self, self.taps[0], passage)
+        return True
+
+    def on_crossing(self, responses: Sequence[Response]) -> None:
+        """The PUTs of the keys at their new owner."""
+        self._pass_on(self.taps[0], responses, is_own=False)
+
+    def on_crossed(self, revision: int) -> None:
+        """Goes on at the new owner, from a revision on."""
+        tap, stream = self.taps[0], self.stream
+        self._crossing = None
+        shard = stream.routing.map.owner(tap.first_key)
+        tap.crossed(stream.pool(shard), shard)
+        tap.plain_id = self.id
+        tap.start(revision)
+
+    def on_not_crossed(self) -> None:
+        """It cannot go over."""
+        self._crossing = None
+        if not self.is_dead:
+            self.end_for_move()
+
     def end_for_move(self) -> bool:
         """Ends the watcher as compacted, because its keys have come to other shards; False if no client knows it."""
         if not self.is_announced:
@@ -421,6 +457,9 @@ class Watcher:
         """Ends the watcher in the shards. With `may_return` the client was not told, and may come again for it."""
         if self._oldest is not None:
             self._oldest.cancel()
+        if self._crossing is not None:
+            self._crossing.cancel()
+            self._crossing = None
         for tap in self.taps:
             tap.detach()
         if self.span is not None:
@@ -429,7 +468,7 @@ class Watcher:
     def forget_parts(self) -> None:
         """Lets go of its parts after the end: they refer to it, and such a cycle would stay in memory for long."""
         self.taps = ()
-        self.span = self._oldest = self._held = None
+        self.span = self._oldest = self._held = self._crossing = None
 
 
 def _without_revision(head: bytes) -> bytes:
