@@ -46,6 +46,7 @@ _esp() {
             "map/fence") command="map fence" ;;
             "map/remove") command="map remove" ;;
             "map/finish") command="map finish" ;;
+            "/move") command="move" ;;
             "/plan") command="plan" ;;
             "/completion") command="completion" ;;
             "/help") command="help" ;;
@@ -171,6 +172,14 @@ _esp() {
         "map finish -o" | "map finish --output") _esp_words 'table json'; return ;;
         "map finish -c" | "map finish --config") _esp_paths -f; return ;;
         "map finish --color") _esp_words 'auto always never'; return ;;
+        "move --prefix") :; return ;;
+        "move --to") _esp_live shards; return ;;
+        "move --max-pause") :; return ;;
+        "move --margin") :; return ;;
+        "move --purge-rate") :; return ;;
+        "move -o" | "move --output") _esp_words 'table json'; return ;;
+        "move -c" | "move --config") _esp_paths -f; return ;;
+        "move --color") _esp_words 'auto always never'; return ;;
         "plan --shards") :; return ;;
         "plan --by") _esp_words 'keys bytes writes'; return ;;
         "plan --depth") :; return ;;
@@ -194,7 +203,7 @@ _esp() {
         "version --color") _esp_words 'auto always never'; return ;;
     esac
     case $command in
-        '') _esp_words 'serve route check config reload top exec export import bench lease-sync map plan completion help version --version -v --verbose -q --quiet --color -h --help' ;;
+        '') _esp_words 'serve route check config reload top exec export import bench lease-sync map move plan completion help version --version -v --verbose -q --quiet --color -h --help' ;;
         'serve') _esp_words '-c --config --local --tls --data-dir --listen --log-format --log-level --workers --takeover -v --verbose -q --quiet --color -h --help' ;;
         'route') case $current in -*) _esp_words '--prefix --from-key --range-end --each --explain --txn -o --output --hex --base64 -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live keys ;; esac ;;
         'check') _esp_words '-c --config --output -o --keys --proxy --cacert --cert --key --watch --fix-strays --apply --yes -v --verbose -q --quiet --color -h --help' ;;
@@ -218,6 +227,7 @@ _esp() {
         'map fence') case $current in -*) _esp_words '--yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;; *) _esp_live shards ;; esac ;;
         'map remove') _esp_words '--yes --while-served -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'map finish') _esp_words '-o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
+        'move') _esp_words '--prefix --to --resume --abort --hex --base64 --max-pause --margin --purge-rate --keep --with-locks --clear --experimental --yes -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'plan') _esp_words '--shards --by --depth --from --watch --separator --keep --divide --against --to --cacert --cert --key --user --password-file -o --output -c --config -v --verbose -q --quiet --color -h --help' ;;
         'completion') case $current in -*) _esp_words '-v --verbose -q --quiet --color -h --help' ;; *) _esp_words 'bash zsh fish' ;; esac ;;
         'help') _esp_words '-v --verbose -q --quiet --color -h --help' ;;

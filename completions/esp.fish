@@ -4,7 +4,7 @@
 function __esp_is
     set -l found
     for word in (commandline -opc)[2..]
-        if contains -- $word apply bench check completion config example exec export fence finish help history import init lease-sync map plan reload remove route schema serve show top version
+        if contains -- $word apply bench check completion config example exec export fence finish help history import init lease-sync map move plan reload remove route schema serve show top version
             set -a found $word
         end
     end
@@ -36,6 +36,7 @@ complete -c esp -n '__esp_is ' -a import -d 'Write the keys and leases of an exp
 complete -c esp -n '__esp_is ' -a bench -d 'Measure a proxy or an etcd under load, or two in turns.'
 complete -c esp -n '__esp_is ' -a lease-sync -d 'Compare the leases of all shards, and repair differences.'
 complete -c esp -n '__esp_is ' -a map -d 'Keep one map for all proxies on the shards.'
+complete -c esp -n '__esp_is ' -a move -d 'Move keys to another shard while clients use them.'
 complete -c esp -n '__esp_is ' -a plan -d 'Show where keys, bytes and writes are, and propose boundaries.'
 complete -c esp -n '__esp_is ' -a completion -d 'Print a completion script for a shell.'
 complete -c esp -n '__esp_is ' -a help -d 'Show the help of esp, or of one command.'
@@ -280,6 +281,27 @@ complete -c esp -n '__esp_is map finish' -s v -l verbose -d 'Tell on stderr what
 complete -c esp -n '__esp_is map finish' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
 complete -c esp -n '__esp_is map finish' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
 complete -c esp -n '__esp_is map finish' -s h -l help -d 'Show the help and exit.'
+complete -c esp -n '__esp_is move' -f -a '(__esp_live keys)'
+complete -c esp -n '__esp_is move' -l prefix -r -f -d 'The keys that begin with P.'
+complete -c esp -n '__esp_is move' -l to -r -f -a '(__esp_live shards)' -d 'The shard that shall own them.'
+complete -c esp -n '__esp_is move' -l resume -d 'Go on with the move that has stopped.'
+complete -c esp -n '__esp_is move' -l abort -d 'Give the move up.'
+complete -c esp -n '__esp_is move' -l hex -d 'Keys are hexadecimal.'
+complete -c esp -n '__esp_is move' -l base64 -d 'Keys are base64.'
+complete -c esp -n '__esp_is move' -l max-pause -r -f -d 'Give up if clients would wait for longer.'
+complete -c esp -n '__esp_is move' -l margin -r -f -d 'Revisions by which SHARD\'s counter is raised.'
+complete -c esp -n '__esp_is move' -l purge-rate -r -f -d 'Keys that are deleted in a second where they were.'
+complete -c esp -n '__esp_is move' -l keep -d 'Delete nothing; a later --resume does.'
+complete -c esp -n '__esp_is move' -l with-locks -d 'Also if locks or elections are in use there.'
+complete -c esp -n '__esp_is move' -l clear -d 'Delete what SHARD has of these keys, and does not own.'
+complete -c esp -n '__esp_is move' -l experimental -d 'Although it is not finished: docs/move.md.'
+complete -c esp -n '__esp_is move' -l yes -d 'Do it without asking first.'
+complete -c esp -n '__esp_is move' -s o -l output -r -f -a 'table json' -d 'Output format.'
+complete -c esp -n '__esp_is move' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'
+complete -c esp -n '__esp_is move' -s v -l verbose -d 'Tell on stderr what is done.'
+complete -c esp -n '__esp_is move' -s q -l quiet -d 'Print only errors, and what -o json asks for.'
+complete -c esp -n '__esp_is move' -l color -r -f -a 'auto always never' -d 'When to colour; auto: on a terminal, without NO_COLOR.'
+complete -c esp -n '__esp_is move' -s h -l help -d 'Show the help and exit.'
 complete -c esp -n '__esp_is plan' -l shards -r -f -d 'The number of shards; else that of the config, or 3.'
 complete -c esp -n '__esp_is plan' -l by -r -f -a 'keys bytes writes' -d 'What is to be even; else keys.'
 complete -c esp -n '__esp_is plan' -l depth -r -f -d 'Prefixes with so many separators stay whole.'

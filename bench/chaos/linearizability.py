@@ -28,6 +28,8 @@ class Kind(Enum):
     GET = "get"
     DELETE = "delete"
     CAS = "cas"
+    MOVE = "move"
+    """The key has moved to another shard: it was written once more, with the same value."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class Operation:
         called, returned: the times; `returned` is NEVER if the outcome is unknown.
         value: the value that is put; no other operation puts the same.
         expected: the mod revision of a CAS; 0 for a key that is not there.
-        done: whether a DELETE has deleted a key, or a CAS has put its value.
-        read: the value that a GET, or a CAS that was not done, has found; None for no key.
+        done: whether a DELETE has deleted a key, or a CAS has put its value; true for a MOVE.
+        read: the value that a GET, a MOVE, or a CAS that was not done, has found; None for no key.
         revision: for a PUT, a DELETE or a CAS that was done, the revision in the answer; for a read, the mod revision
             of the key. 0 if it is not known.
     """
@@ -102,6 +104,10 @@ def after(state: State, operation: Operation) -> list[State]:
             if operation.done or not operation.is_known:
                 return _written(state, operation) if matches is not False else []
             return [found for found in _found(state, operation) if not _matches(found, operation.expected)]
+        case Kind.MOVE:
+            if operation.read != state.value:
+                return []
+            return [State(state.value, operation.revision, max(state.least, operation.revision))]
 
 
 def _matches(state: State, expected: int) -> bool | None:
@@ -232,7 +238,10 @@ def _with_revisions_read(history: Sequence[Operation]) -> list[Operation]:
 
     If nobody has read such a write, its revision makes no difference.
     """
-    read = {each.read: each.revision for each in history if each.read is not None}
+    read: dict[str, int] = {}  # of a value that has moved, the revision that was read first
+    for each in history:
+        if each.read is not None:
+            read[each.read] = min(each.revision, read.get(each.read, each.revision))
     completed = []
     for each in history:
         if each.kind in (Kind.PUT, Kind.CAS) and not each.is_known:

@@ -105,6 +105,8 @@ async def _ask(client: Client, key: bytes, asked: Operation) -> Operation:
             if txn.succeeded:
                 return replace(asked, returned=monotonic(), done=True, revision=txn.header.revision)
             return _found(asked, txn.responses[0].response_range)
+        case Kind.MOVE:
+            raise AssertionError("no client moves keys")
 
 
 def _found(asked: Operation, answer: rpc_pb2.RangeResponse) -> Operation:

@@ -1,7 +1,7 @@
 """The command line: what can be typed, and which function of `esp.commands` is called for it.
 
     about     `version`, `help`, `completion`
-    bench, check, config, exec_, leases, map, plan, reload, route, serve, top, transfer
+    bench, check, config, exec_, leases, map, move, plan, reload, route, serve, top, transfer
               the command of that name; `leases` has `lease-sync`, `transfer` has `export` and `import`
     options   options that several commands have
     frame     what all commands have: the help with examples and exit codes, the errors
@@ -30,6 +30,7 @@ PARTS: Final = {
     "bench": "bench",
     "lease-sync": "leases",
     "map": "map",
+    "move": "move",
     "plan": "plan",
     "completion": "about",
     "help": "about",

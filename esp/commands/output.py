@@ -191,6 +191,14 @@ def write_json(value: object) -> None:
     write_data(json.dumps(value, indent=2))
 
 
+def write_json_line(value: object) -> None:
+    """Write the value to stdout as one line of JSON, at once: programs read lines as they come."""
+    import json
+
+    write_data(json.dumps(value))
+    flush()
+
+
 def json_key(key: bytes) -> dict[str, str]:
     """A key in JSON: {"text", "base64"}, without `text` if the key is not UTF-8."""
     import base64

@@ -5,18 +5,22 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from time import monotonic
-from typing import Final
+from typing import Final, Protocol
 
 from esp.commands.output import manner
 
 UPDATE_SECONDS: Final = 0.1
 WIDTH: Final = 24
 
-Show = Callable[[str, int, int | None], None]
-"""Called with the step, the number that is done, and the number of all, None if that is not known."""
+
+class Show(Protocol):
+    """Shows the step, the number that is done, the number of all, None if that is not known; and what else there is."""
+
+    def __call__(self, step: str, done: int, total: int | None, more: str = "") -> None:
+        """Shows it."""
 
 
 def bar_of(step: str, done: int, total: int | None, seconds: float, since: int, what: str) -> str:
@@ -43,11 +47,15 @@ def bar_of(step: str, done: int, total: int | None, seconds: float, since: int, 
     return f"{step} [{'#' * filled}{'.' * (WIDTH - filled)}] {share:4.0%}  {done:,} of {total:,} {what}  {told}{left}"
 
 
+def _hidden(step: str, done: int, total: int | None, more: str = "") -> None:
+    """Shows nothing."""
+
+
 @contextmanager
 def progress_bar(what: str) -> Iterator[Show]:
     """Shows progress while the block runs; `what` is counted, such as "keys"."""
     if sys.stderr is None or not sys.stderr.isatty() or manner.quiet or os.environ.get("TERM") == "dumb":
-        yield lambda *_: None
+        yield _hidden
         return
     begun: dict[str, tuple[float, int]] = {}
     told = 0.0
@@ -60,13 +68,13 @@ def progress_bar(what: str) -> Iterator[Show]:
         sys.stderr.flush()
         shown = len(text)
 
-    def show(step: str, done: int, total: int | None) -> None:
+    def show(step: str, done: int, total: int | None, more: str = "") -> None:
         nonlocal told
         now = monotonic()
         since = begun.setdefault(step, (now, done))
         if now - told >= UPDATE_SECONDS or done == total:
             told = now
-            put(bar_of(step, done, total, now - since[0], since[1], what))
+            put(f"{bar_of(step, done, total, now - since[0], since[1], what)}  {more}".rstrip())
 
     try:
         yield show

@@ -182,7 +182,7 @@ def range_of(key: str, *, prefix: bool, from_key: bool, range_end: str | None, e
         CommandError: a key is not in the given encoding.
     """
     if range_end is not None and not (key and range_end):
-        return KeyRange(_decode(key, "KEY", encoding), _decode(range_end, "--range-end", encoding) or None)
+        return KeyRange(key_of(key, "KEY", encoding), key_of(range_end, "--range-end", encoding) or None)
     pair = _request(key, prefix=prefix, from_key=from_key, range_end=range_end, encoding=encoding)
     return KeyRange.of_request(*pair)
 
@@ -200,7 +200,7 @@ def _request(
     Raises:
         CommandError: a key is empty, or not in the given encoding.
     """
-    start = _decode(key, "KEY", encoding)
+    start = key_of(key, "KEY", encoding)
     if not start:
         if prefix or from_key:
             return b"\0", OPEN_END
@@ -209,10 +209,15 @@ def _request(
         return start, prefix_end(start) or OPEN_END
     if from_key:
         return start, OPEN_END
-    return start, b"" if range_end is None else _decode(range_end, "END", encoding)
+    return start, b"" if range_end is None else key_of(range_end, "END", encoding)
 
 
-def _decode(text: str | bytes, name: str, encoding: KeyEncoding) -> bytes:
+def key_of(text: str | bytes, name: str, encoding: KeyEncoding) -> bytes:
+    """The key that a text of the command line stands for; `name` is that of the option or argument.
+
+    Raises:
+        CommandError: it is not in the given encoding.
+    """
     data = text if isinstance(text, bytes) else os.fsencode(text)
     try:
         match encoding:

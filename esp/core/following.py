@@ -9,7 +9,8 @@ taken only if every shard tells, and none a newer one: all of them were restored
 
 A change that the anchor has decided is prepared: connections are made by the guards of the map to come, so that the
 change is no longer than it must be. Between the moment in which a shard ceases to own keys and the one in which another
-begins to, the calls for them wait, and so do all calls for the other shard.
+begins to, the calls for them wait, and so do all calls for the other shard. If nobody goes on there for too long, the
+proxy gives the move up.
 """
 
 from __future__ import annotations
@@ -19,11 +20,13 @@ import logging
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from time import monotonic
 from typing import Final
 
 from esp.core.config import Config
 from esp.core.former import Former
 from esp.core.layout import Layout
+from esp.core.move import Hanging, MoveError, give_up
 from esp.core.proxy import Proxy
 from esp.core.reload import MissingLeasesError, bring_leases
 from esp.core.shard import GuardedShard, Shard, is_unsafe
@@ -77,6 +80,8 @@ class Following:
         self._opening: frozenset[str] = frozenset()  # the shards that are about to get the guard of the map in force
         self._prepared: tuple[SharedMap, Layout] | None = None
         self._watched: dict[Shard, asyncio.Task[None]] = {}
+        self._hanging = Hanging()
+        self._giving_up = False
         proxy.look_for_map = self.want
 
     def want(self, shard: str | None = None) -> None:
@@ -125,6 +130,24 @@ class Following:
         self._opening = opening(self._guards, self._anchor, found)
         if rerouting is not None:
             rerouting.looked(self._at_odds(found), self._opening)
+        anchor = found.get(self._anchor)
+        change = anchor.next if isinstance(anchor, Held) else None
+        if self._hanging.is_due(change, found, monotonic()) and change is not None and not self._giving_up:
+            self._giving_up = True
+            proxy.background.start(self._give_up(change))
+
+    async def _give_up(self, change: Next) -> None:
+        """Ends a move that keeps clients waiting, and that nobody goes on with."""
+        what = change.after.changes[-1].what
+        shards = self._proxy.routing.shards
+        try:
+            result = await give_up(change, {name: one for name, one in shards.items() if one.is_ready}, {}, by="esp")
+        except MoveError as error:
+            log.warning("%s, and nobody goes on with that; it cannot be given up yet: %s", what, error)
+        else:
+            log.warning("%s: nobody went on with that; %s", what, result.changes[-1].what)
+        finally:
+            self._giving_up = False
 
     async def _read(self, shards: Iterable[Shard]) -> dict[str, Held | Status]:
         return await read([shard for shard in shards if shard.is_ready], ANSWER_SECONDS)

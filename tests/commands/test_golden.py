@@ -510,6 +510,7 @@ PLACES = {
     "map finish": "test_map_golden.py",
     "map fence": "test_map_golden.py",
     "map remove": "test_map_golden.py",
+    "move": "test_move_golden.py",
 }
 """Where commands are shown that are not in this file."""
 

@@ -15,7 +15,7 @@ From the top down; each file imports only files below it. The protocol is in doc
 
 from esp.core.shard import GUARD_KEY
 from esp.core.shared_map.access import grant, is_auth_on, roles_without
-from esp.core.shared_map.change import Kind, Next, Step, decode_next, steps
+from esp.core.shared_map.change import Kind, Next, Step, cutting, decode_next, steps, target_opening
 from esp.core.shared_map.moved import MAX_MOVES, Moved, without_history
 from esp.core.shared_map.moving import COPIES_KEY, MAX_PAUSE, Move, Phase, given_back, moved_to
 from esp.core.shared_map.reading import DisagreeError, Held, Told, foreign_keys, moves_of, newest, opening, read
@@ -66,6 +66,7 @@ __all__ = [
     "Told",
     "as_json",
     "carry_out",
+    "cutting",
     "decide",
     "decode",
     "decode_next",
@@ -86,6 +87,7 @@ __all__ = [
     "served",
     "served_as",
     "steps",
+    "target_opening",
     "tell",
     "watch",
     "with_new_guards",

@@ -304,7 +304,7 @@ def advance(change: Next, to: Next) -> rpc_pb2.TxnRequest:
     return _txn([_equal(NEXT_KEY, change.encode())], [_put(NEXT_KEY, to.encode())])
 
 
-def cut(change: Next) -> rpc_pb2.TxnRequest:
+def cutting(change: Next) -> rpc_pb2.TxnRequest:
     """Ends the source's ownership: only if the source has the guard of before."""
     assert change.move is not None
     assert change.move.phase is Phase.CUT
@@ -312,7 +312,7 @@ def cut(change: Next) -> rpc_pb2.TxnRequest:
     return _txn(compares, writes)
 
 
-def opening(change: Next, copies: bytes) -> rpc_pb2.TxnRequest:
+def target_opening(change: Next, copies: bytes) -> rpc_pb2.TxnRequest:
     """Begins the target's ownership: only if it has the guard of before, and this value of `COPIES_KEY`: all copies.
 
     Only for who knows that the source is cut.

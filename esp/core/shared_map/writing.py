@@ -117,13 +117,13 @@ async def carry_out(
         shard = shards.get(step.shard)
         if shard is not None:
             outcome = await _take(step, change, shard, shards.get(change.after.anchor))
+            yield outcome
             if outcome.how is How.OPEN:
                 opened = change.opened()
                 await go_over(shards[change.after.anchor], change, opened)
                 async for each in carry_out(opened, shards, silent):
                     yield each
                 return
-            yield outcome
             continue
         why = silent.get(step.shard, "the config does not name it")
         if not step.can_wait:

@@ -36,6 +36,10 @@ def cas(
     return Operation(Kind.CAS, called, returned, value, expected, done, read, revision)
 
 
+def move(called: float, returned: float, read: str | None, revision: int = 0) -> Operation:
+    return Operation(Kind.MOVE, called, returned, done=True, read=read, revision=revision)
+
+
 GOOD = {
     "nothing": [],
     "one after the other": [put(0, 1, "a", 2), get(2, 3, "a", 2), delete(4, 5, True, 3), get(6, 7, None)],
@@ -58,6 +62,15 @@ GOOD = {
         cas(2, NEVER, "b", 0, False),
         cas(3, 4, "c", 4, True, revision=5),
     ],
+    "a move, and reads and swaps by the revisions of before and after": [
+        put(0, 1, "a", 2),
+        move(2, 5, "a", 90),
+        get(3, 4, "a", 2),
+        cas(6, 7, "b", 2, False, "a", 90),
+        cas(8, 9, "c", 90, True, revision=91),
+    ],
+    "a move of no key": [put(0, 1, "a", 2), delete(2, 3, True, 3), move(4, 5, None), get(6, 7, None)],
+    "a move behind an unknown write": [put(0, NEVER, "a"), move(1, 2, "a", 90), get(3, 4, "a", 90)],
     "a swap behind an unknown write": [put(0, NEVER, "a"), get(1, 2, "a", 5), cas(3, 4, "b", 5, True, revision=6)],
 }
 BAD = {
@@ -83,6 +96,10 @@ BAD = {
         put(3, 4, "b", 3),
         get(5, 6, "a", 2),
     ],
+    "a write that a move loses": [put(0, 1, "a", 2), put(2, 3, "b", 3), move(4, 5, "a", 90)],
+    "a key that a move brings back": [put(0, 1, "a", 2), delete(2, 3, True, 3), move(4, 5, "a", 90)],
+    "a stale read behind a move": [put(0, 1, "a", 2), move(2, 3, "a", 90), put(4, 5, "b", 91), get(6, 7, "a", 90)],
+    "a swap by a revision of before a move": [put(0, 1, "a", 2), move(2, 3, "a", 90), cas(4, 5, "b", 2, True)],
     "an unknown write before it was called": [get(0, 1, "a", 2), put(2, NEVER, "a")],
 }
 

@@ -20,7 +20,7 @@ from esp.core.shared_map import (
     moved_to,
     steps,
 )
-from esp.core.shared_map.change import Kind, Step, cut, opening, transaction
+from esp.core.shared_map.change import Kind, Step, cutting, target_opening, transaction
 from tests.core.shared_map.made import AT, made, nonce
 
 RANGE = KeyRange(b"b", b"d")
@@ -141,13 +141,13 @@ def test_only_what_is_decided_is_carried_out_by_anybody() -> None:
 def test_the_cut_and_the_opening_compare_the_guards_of_before_and_the_opening_that_all_is_copied() -> None:
     change = moving(Phase.CUT)
     assert change.before is not None
-    request = cut(change)
+    request = cutting(change)
     assert [(one.key, one.value) for one in request.compare] == [(GUARD_KEY, change.before.guards["a"].encode())]
     assert [one.request_put.value for one in request.success] == [
         change.after.guards["a"].encode(),
         change.after.encode(),
     ]
-    request = opening(change, b"copies")
+    request = target_opening(change, b"copies")
     assert [(one.key, one.value) for one in request.compare] == [
         (GUARD_KEY, change.before.guards["c"].encode()),
         (COPIES_KEY, b"copies"),

@@ -1,0 +1,75 @@
+"""A move that is given up: the range stays with its source, whatever the mover does later."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Final
+
+from esp.core.move.troubles import MoveError
+from esp.core.shard import Shard
+from esp.core.shared_map import (
+    ChangeError,
+    Held,
+    How,
+    Next,
+    Phase,
+    SharedMap,
+    carry_out,
+    given_back,
+    go_over,
+    read,
+)
+from esp.core.wording import shard_called
+
+CALL_SECONDS: Final = 10.0
+_TRIES: Final = 3
+
+
+async def give_up(change: Next, shards: Mapping[str, Shard], silent: Mapping[str, str], *, by: str) -> SharedMap:
+    """Gives a move up, or carries it out if its target is open already; the map that is in force then.
+
+    Anybody may do so at any time.
+
+    Raises:
+        MoveError: a shard that is needed does not answer; the move can be given up later, by anybody.
+    """
+    decided = await _decided(change, shards, by)
+    if decided is None:
+        return change.after  # somebody has carried it out, or given it up, to the end
+    result = decided.result
+    try:
+        async for outcome in carry_out(decided, shards, silent):
+            if outcome.how is How.OPEN:
+                result = decided.after
+    except ChangeError as error:
+        raise MoveError(str(error)) from None
+    return result
+
+
+async def _decided(change: Next, shards: Mapping[str, Shard], by: str) -> Next | None:
+    """The change, decided so that anybody can go on with it; None if it is not under way any more."""
+    anchor = shards.get(change.after.anchor)
+    if anchor is None:
+        raise MoveError(f"{shard_called(change.after.anchor)} decides on the map, and is not reached")
+    failure: ChangeError | None = None
+    for _ in range(_TRIES):
+        if change.move is None or not change.is_open:
+            return change
+        assert change.before is not None, "it moves keys"
+        at = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+        back = given_back(change.before, change.move, at=at, by=by, moves=change.after.moves[:-1])
+        decided = change.with_move(replace(change.move, phase=Phase.ABORT, back=back))
+        try:
+            await go_over(anchor, change, decided)
+        except ChangeError as error:
+            failure = error
+        else:
+            return decided
+        held = (await read([anchor], CALL_SECONDS))[anchor.name]
+        if isinstance(held, Held):
+            if held.next is None or held.next.after != change.after:
+                return None
+            change = held.next
+    raise MoveError(str(failure))
