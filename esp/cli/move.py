@@ -49,7 +49,7 @@ def move(
     keep: Annotated[bool, flag("--keep", about="Delete nothing; a later --resume does.")] = False,
     with_locks: Annotated[bool, flag("--with-locks", about="Also if locks or elections are in use there.")] = False,
     clear: Annotated[bool, flag("--clear", about="Delete what SHARD has of these keys, and does not own.")] = False,
-    experimental: Annotated[bool, flag("--experimental", about="Although it is not finished: docs/move.md.")] = False,
+    experimental: Annotated[bool, flag("--experimental", about="Although it is new: docs/move.md.")] = False,
     yes: Annotated[bool, flag("--yes", about="Do it without asking first.")] = False,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,

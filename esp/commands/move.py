@@ -39,10 +39,8 @@ from esp.core.wording import counted, shard_called
 
 CALL_SECONDS: Final = 10.0
 NOT_FINISHED: Final = (
-    "esp move is not finished: filters and compares that order keys by revisions of before a move are answered, not "
-    "refused, and a proxy that lags may tell its watches of keys that were only deleted where they had been; "
-    "docs/move.md says what is safe. To use it all the same, where no client watches or orders revisions, add "
-    "--experimental"
+    "esp move is new, and was not tried under all faults yet; docs/move.md says what is safe. To use it all the same, "
+    "add --experimental"
 )
 
 
