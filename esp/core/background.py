@@ -257,4 +257,6 @@ def in_a_thread(name: str, work: Callable[[], Result]) -> asyncio.Future[Result]
 
 def name_of(work: object) -> str:
     """The name that a coroutine or a callback has in the code."""
+    if isinstance(work, partial):
+        work = work.func
     return str(getattr(work, "__qualname__", None) or type(work).__name__)

@@ -170,14 +170,15 @@ class Together:
             if shard is None:
                 await asyncio.sleep(LEAVE_SECONDS)
                 continue
-            task = asyncio.ensure_future(watch(shard, self.registration.want, KEYS))
+            task = self._background.keep(
+                f"the watch of other proxies on {shard_called(shard.name)}",
+                partial(watch, shard, self.registration.want, KEYS),
+            )
             try:
                 while self._routing().shards.get(self._config().anchor) is shard and not task.done():  # noqa: ASYNC110
                     await asyncio.sleep(LEAVE_SECONDS)
             finally:
-                task.cancel()
-                with suppress(asyncio.CancelledError):
-                    await task
+                await self._background.end([task])
 
     # The end.
 

@@ -6,26 +6,33 @@ tests/core/wire/test_blast_radius.py shows the same for the wire.
 from __future__ import annotations
 
 import asyncio
+import inspect
 import signal
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Hashable
+from functools import wraps
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
 
-from esp.core import lease_sync
+from esp.core import errors, lease_sync
 from esp.core.config import parse
 from esp.core.local import LocalEtcd
 from esp.core.pb import rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services import handlers
+from esp.core.services.kv.txn_refused import RefusedTxns
 from esp.core.services.lease import keepalive, keepalive_lane
 from esp.core.services.lease.repair import LeaseRepair
 from esp.core.services.lease.service import Leases
 from esp.core.services.lease.table import LeaseTable
+from esp.core.services.rests import Rests
 from esp.core.services.watch.compaction import OldestRevisions
+from esp.core.services.watch.positions import Finding
 from esp.core.services.watch.span_progress import SpanProgress
+from esp.core.services.watch.upstream import Upstream
+from esp.core.services.watch.watcher import Watcher
 from esp.core.shard import Shard
 from esp.core.shard.dialler import Dialler
 from esp.core.shard.link import Link, ParkedCall
@@ -50,12 +57,27 @@ class Planted:
         self.armed = False
         self.hit = asyncio.Event()
 
-    def __call__(self, *args: Any, **options: Any) -> Any:
+    def fail(self) -> None:
         if self.armed and self.left:
             self.left -= 1
             self.hit.set()
             raise Bug
-        return self.original(*args, **options)
+
+    def function(self) -> Callable[..., Any]:
+        """What is to be in the place of the original; that of a coroutine fails when it runs, not when it is made."""
+        original = self.original
+
+        @wraps(original)
+        def called(*args: Any, **options: Any) -> Any:
+            self.fail()
+            return original(*args, **options)
+
+        @wraps(original)
+        async def awaited(*args: Any, **options: Any) -> Any:
+            self.fail()
+            return await original(*args, **options)
+
+        return awaited if inspect.iscoroutinefunction(original) else called
 
 
 class Client:
@@ -103,10 +125,28 @@ class Client:
                     seen += sum(event.kv.value == value for event in (await watch.read()).events)
         await self.renews()
 
+    async def comes_again(self) -> None:
+        """The watches that shard s0 fed have ended with an error that says so; they begin again."""
+        for index, keys in ((0, (b"b",)), (2, (b"\0", b"\0"))):
+            with pytest.raises(grpc.aio.AioRpcError, match="server stopped"):
+                async with asyncio.timeout(20):
+                    await self.watches[index].read()
+            self.watches[index] = await self.watch(*keys)
+
     async def leaves(self) -> None:
         for stream in (*self.watches, self.keepalives):
             stream.cancel()
         await self.channel.close()
+
+
+class Nobody:
+    """The other processes: none has seen the client."""
+
+    async def find(self, watched: Hashable, start_revision: int) -> list[Finding]:
+        return []
+
+    def give_back(self, watched: Hashable, number: int) -> None:
+        raise AssertionError("there was no finding")
 
 
 class Scene:
@@ -175,6 +215,29 @@ class Scene:
         finally:
             process.send_signal(signal.SIGCONT)
 
+    async def reopens_a_watch(self) -> None:
+        """The watch on a shard breaks for the second time, so it begins again after a pause."""
+        [upstream] = [pool.upstream for pool in self.proxy._served.watch.pools if pool.shard.name == "s0"]
+        upstream._failures = 1
+        call = upstream._call
+        assert call is not None
+        call.leave()
+        upstream.on_end(call, errors.SERVER_STOPPED)
+
+    async def resumes_where_another_process_may_know_it(self) -> None:
+        self.proxy.positions.others = Nobody()
+        revision = (await self.victim.kv.Put(rpc_pb2.PutRequest(key=b"b"), timeout=20)).header.revision
+        create = rpc_pb2.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=revision)
+        await self.victim.watches[2].write(rpc_pb2.WatchRequest(create_request=create))
+
+    async def sends_too_many_operations(self) -> None:
+        put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"b"))
+        with pytest.raises(grpc.aio.AioRpcError, match="too many operations"):
+            await self.victim.kv.Txn(rpc_pb2.TxnRequest(success=[put] * 200), timeout=20)
+
+    async def has_the_shard_rest(self) -> None:
+        self.proxy.gate.rests.worked(("s0", "costly"), 0.02, 1.0)
+
     async def renews(self) -> None:
         await self.victim.keepalives.write(rpc_pb2.LeaseKeepAliveRequest(ID=self.victim.id))
 
@@ -207,6 +270,10 @@ PLACES: list[tuple[object, str, Callable[[Scene], Awaitable[None]], str]] = [
     (ParkedCall, "go", Scene.waits_for_a_connection, "a call that waited"),
     (ParkedCall, "refuse", Scene.waits_in_vain, "a call that waited in vain"),
     (keepalive.LeaseKeepAlive, "answer", Scene.renews, "a keepalive"),
+    (Upstream, "_reopen", Scene.reopens_a_watch, "Upstream._reopen"),
+    (Watcher, "_ask_others", Scene.resumes_where_another_process_may_know_it, "Watcher._ask_others"),
+    (RefusedTxns, "_ask_for_limit", Scene.sends_too_many_operations, "RefusedTxns._ask_for_limit"),
+    (Rests, "_look", Scene.has_the_shard_rest, "Rests._look"),
 ]
 
 
@@ -232,7 +299,7 @@ def test_a_bug_ends_one_piece_of_work(
 ) -> None:
     async def test() -> None:
         planted = Planted(getattr(owner, name), 1 if (owner, name) in ON_CLIENTS_WAYS else 3)
-        monkeypatch.setattr(owner, name, lambda *args, **options: planted(*args, **options))
+        monkeypatch.setattr(owner, name, planted.function())
         config = parse(
             "listen: [http://127.0.0.1:0]\n"
             "limits: {max_waiting_seconds: 1}\n"
@@ -254,6 +321,8 @@ def test_a_bug_ends_one_piece_of_work(
                 while piece and not proxy.background.failures[piece]:  # noqa: ASYNC110 - nobody signals it
                     await asyncio.sleep(0.01)
             assert await proxy.connected(20) == []
+            if owner is Upstream:
+                await bystander.comes_again()
             await bystander.goes_on(b"after")
             await victim.leaves()
             another = Client(proxy)

@@ -96,8 +96,15 @@ class Feed:
                         raise MoveError(f"{shard_called(self._shard.name)}: {error.status.message}") from None
                 await asyncio.sleep(PAUSE_SECONDS)
         except MoveError as error:
-            self._failure = error
-            self._news.set()
+            self._fail(error)
+
+    def on_bug(self) -> None:
+        """Ends the feed: the watch has failed by a bug. Whoever waits for revisions would wait for ever."""
+        self._fail(MoveError(f"{shard_called(self._shard.name)} cannot be watched: esp: internal error"))
+
+    def _fail(self, error: MoveError) -> None:
+        self._failure = error
+        self._news.set()
 
     async def _watch(self) -> None:
         key, range_end = self._watched.to_request()

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import Final
 
 from esp.core import errors, lease_sync
-from esp.core.background import all_of
+from esp.core.background import Background, all_of
 from esp.core.lease_sync import Copied, CopyTtl
 from esp.core.move.chain import Chain
 from esp.core.move.copies import Copies
@@ -152,7 +152,7 @@ class Mover:
         self._anchor = self._reached(change.after.anchor)
         self._guard = self._before.guards[self._move.target]
         self._feed: Feed | None = None
-        self._task: asyncio.Task[None] | None = None
+        self._background = Background()
 
     def _reached(self, name: str) -> Shard:
         shard = self._shards.get(name)
@@ -427,8 +427,7 @@ class Mover:
 
     async def _watch(self, feed: Feed | None) -> None:
         """Watches the source by another feed, or by none."""
-        if self._task is not None:
-            self._task.cancel()
-            await asyncio.gather(self._task, return_exceptions=True)
+        await self._background.close()
         self._feed = feed
-        self._task = None if feed is None else asyncio.create_task(feed.run())
+        if feed is not None:
+            self._background.start(feed.run(), on_bug=feed.on_bug)

@@ -16,7 +16,7 @@ from typing import Final
 
 import msgspec
 
-from esp.core.background import Background
+from esp.core.background import Background, all_of
 from esp.core.fleet import PATH, Peer, PeerError, Registered, UnsealedError, answer, answering_for, asked
 from esp.core.services.anew import Anew, Find, Held
 from esp.core.tokens import Tokens, UnknownTokenError, Vector, number_of
@@ -141,9 +141,10 @@ class Fellows:
             stream.finish(OVERLOADED if not stream.responded else error.status)
             return
         waiting = _Waiting(self._calls, stream, message)
-        self._want(error.token).add_done_callback(lambda _: self._begin(waiting))
+        self._background.start(self._begin(waiting, self._want(error.token)), on_bug=stream.on_bug)
 
-    def _begin(self, waiting: _Waiting) -> None:
+    async def _begin(self, waiting: _Waiting, known: asyncio.Future[bool]) -> None:
+        await asyncio.wait((known,))
         if waiting in self._calls:
             self._anew.begin_in_turn(waiting)
 
@@ -208,7 +209,7 @@ class Fellows:
                 by_proxy.setdefault(one.peers, (one, []))[1].append(token)
         more: set[int] = set()
         asked_now = [self._ask_one(one, some[:MOST_TOKENS]) for one, some in by_proxy.values()]
-        for (one, some), has_answered in zip(by_proxy.values(), await asyncio.gather(*asked_now), strict=True):
+        for (one, some), has_answered in zip(by_proxy.values(), await all_of(asked_now), strict=True):
             more.update(some[MOST_TOKENS:])
             if one.leaves:
                 more.update(some)

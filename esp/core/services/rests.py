@@ -8,6 +8,7 @@ whoever sends them.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable
+from functools import partial
 from time import monotonic
 from typing import Final, Generic, TypeVar
 
@@ -52,7 +53,7 @@ class Rests(Generic[Pool]):
         self._owed[pool] = owed, self.clock()
         if owed >= SHORTEST_REST and pool not in self._resting:
             self._resting.add(pool)
-            self._background.later(owed, lambda: self._look(pool))
+            self._look_later(pool, owed)
 
     def forget(self, pool: Pool) -> None:
         """Drops what is known of a pool that does not rest."""
@@ -63,12 +64,19 @@ class Rests(Generic[Pool]):
         owed, at = self._owed.get(pool, (0.0, 0.0))
         return max(0.0, owed - (self.clock() - at))
 
+    def _look_later(self, pool: Pool, owed: float) -> None:
+        # A rest that is never over would keep all costly calls from the shard.
+        self._background.later(owed, partial(self._look, pool), partial(self._end, pool))
+
     def _look(self, pool: Pool) -> None:
         """The rest is over, unless calls that were still at work have made it longer."""
         owed = self._owes(pool)
         if owed >= SHORTEST_REST:
-            self._background.later(owed, lambda: self._look(pool))
-            return
+            self._look_later(pool, owed)
+        else:
+            self._end(pool)
+
+    def _end(self, pool: Pool) -> None:
         self._resting.discard(pool)
         self._owed.pop(pool, None)
         self._over(pool)

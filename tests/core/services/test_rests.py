@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
+
+import pytest
 
 from esp.core.background import Background
 from esp.core.services.rests import LONGEST_CALL, SHORTEST_REST, Rests
@@ -21,8 +24,8 @@ class World(Background):
         self.over: list[str] = []
         self.rests: Rests[str] = Rests(self, self.over.append, lambda: self.now)
 
-    def later(self, seconds: float, callback: Callable[[], object], on_bug: object = None) -> Any:
-        self.due.append((self.now + seconds, callback))
+    def later(self, seconds: float, callback: Callable[[], object], on_bug: Callable[[], object] | None = None) -> Any:
+        self.due.append((self.now + seconds, partial(self.guard, "the look", callback, on_bug)))
 
     def rest(self) -> float:
         """Seconds until the rest is over."""
@@ -80,3 +83,18 @@ def test_a_pool_that_is_gone_is_forgotten() -> None:
     world.rests.forget(POOL)
     world.rests.worked(POOL, SHORTEST_REST * 0.6, 1.0)
     assert POOL not in world.rests
+
+
+def test_a_bug_at_the_end_of_a_rest_ends_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World()
+    world.rests.worked(POOL, 0.01, 1.0)
+
+    def fails(_: object, pool: str) -> float:
+        raise AssertionError(pool)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Rests, "_owes", fails)
+        world.rest()
+    assert (world.failures.total(), world.over, POOL in world.rests) == (1, [POOL], False)
+    world.rests.worked(POOL, 0.01, 1.0)
+    assert (world.rest(), world.over) == (0.01, [POOL, POOL])
