@@ -139,7 +139,7 @@ def _variable(name: str) -> str:
 
 def _built(name: str) -> Path | None:
     if not (named := os.environ.get(_variable(name))):
-        _wait_for_build("grpcurl" if name == "grpcurl" else "peers")
+        _wait_for_build(name if name in ("grpcurl", "promtool") else "peers")
     path = Path(named or PEERS / name)
     return path if os.access(path, os.X_OK) else None
 
