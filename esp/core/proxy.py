@@ -29,7 +29,7 @@ from esp.core.metrics.hot import HotPrefixes
 from esp.core.metrics.names import KNOWN
 from esp.core.metrics.page import PATH as METRICS
 from esp.core.metrics.page import MetricsPage, OnlyPages
-from esp.core.metrics.scrape import Metrics, of_fences, of_reloads, of_rerouted
+from esp.core.metrics.scrape import Metrics, of_fences, of_moves, of_reloads, of_rerouted
 from esp.core.metrics.walk import Parts
 from esp.core.moves import LastMoves
 from esp.core.routing import Routing
@@ -192,6 +192,7 @@ class Proxy:
             self.metrics.more.append(self.together.families)
         self._metrics_page = MetricsPage(self.metrics, self.context.counters.pages, lambda: self._pages)
         self.moves = LastMoves()
+        self.metrics.more.append(lambda: of_moves(self.moves.count, self.moves.unfinished))
         self._status_page = StatusPage(
             self.metrics, lambda: self.routing, self.moves, self.context.counters.pages, lambda: self._metrics_page
         )

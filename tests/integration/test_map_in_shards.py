@@ -74,6 +74,7 @@ def test_it_serves_by_the_map_of_the_shards_and_tells_which(mapped: Mapped, star
     assert 'the map of the shards has epoch 3 now, before 2: ["r", end) moves from s1 to s2, by tests at ' in esp.log()
     assert run_esp("reload", "-c", mapped.path)[0] == 0  # the file has no map that could be in its way
     assert json.loads(page(esp, "/version"))["epoch"] == "3"
+    assert "esp_map_moved_ranges_total 1" in page(esp, "/metrics").splitlines()
     told = json.loads(page(esp, "/ui/state"))["moves"]
     assert told["last"][0].pop("at") > 0
     how = 'map of the shards, epoch 3, by tests: ["r", end) moves from s1 to s2'
@@ -95,6 +96,7 @@ def test_the_status_page_tells_of_a_change_that_is_half_done(mapped: Mapped, sta
         return str(json.loads(page(esp, "/ui/state"))["moves"]["unfinished"])
 
     wait_until(lambda: unfinished() != "")
+    assert "esp_map_change_unfinished 1" in page(esp, "/metrics").splitlines()
     assert unfinished() == (
         f"A change of the map on the shards to epoch 2, by ann at {mapped_at()}, is half done: adds new. "
         "esp map finish carries it out."
@@ -102,6 +104,7 @@ def test_the_status_page_tells_of_a_change_that_is_half_done(mapped: Mapped, sta
     withdrawn = rpc_pb2.RequestOp(request_delete_range=rpc_pb2.DeleteRangeRequest(key=NEXT_KEY))
     mapped.ask(mapped.now.anchor, rpc_pb2.TxnRequest(success=[withdrawn]))
     wait_until(lambda: unfinished() == "")
+    assert "esp_map_change_unfinished 0" in page(esp, "/metrics").splitlines()
 
 
 def test_a_restored_shard_is_served_again_once_it_has_a_new_guard(mapped: Mapped, start_esp: Esps) -> None:

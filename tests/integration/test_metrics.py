@@ -68,7 +68,7 @@ def test_calls_of_all_kinds_are_in_it(server: Server) -> None:
         assert samples(server, "esp_client_calls")["Watch", WATCH, "bidi_stream"] == 1
         assert samples(server, "grpc_server_msg_sent_total")["Watch", WATCH, "bidi_stream"] == 2
         assert samples(server, "grpc_server_msg_received_total")["Watch", WATCH, "bidi_stream"] == 1
-        assert samples(server, "esp_watchers") == {(): 1}
+        assert samples(server, "esp_watchers") == samples(server, "esp_watch_streams") == {(): 1}
         sent = samples(server, "grpc_client_handled_total")  # labels: code, method, service, type, shard
         puts = {labels[-1]: number for labels, number in sent.items() if labels[:2] == ("OK", "Put")}
         assert sum(puts.values()) == 4
@@ -96,7 +96,7 @@ def test_calls_of_all_kinds_are_in_it(server: Server) -> None:
         events.cancel()
     wait_until(lambda: samples(server, "esp_client_calls") == {})
     assert samples(server, "grpc_server_handled_total")["Canceled", "Watch", WATCH, "bidi_stream"] == 1
-    assert samples(server, "esp_watchers") == {(): 0}
+    assert samples(server, "esp_watchers") == samples(server, "esp_watch_streams") == {(): 0}
 
 
 def test_shards_and_their_endpoints(server: Server) -> None:

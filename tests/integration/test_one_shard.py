@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import subprocess
+import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from queue import SimpleQueue
@@ -84,6 +85,25 @@ def test_a_watch_sees_what_happens_in_one_stream_of_several_watchers(through: gr
     kv.Put(rpc_pb2.PutRequest(key=b"a"))
     assert next(answers).watch_id == 7
     answers.cancel()
+
+
+def test_watches_that_are_passed_on_are_counted(proxy: EspProcess, through: grpc.Channel) -> None:
+    def streams() -> float:
+        with urllib.request.urlopen(f"{proxy.url}/metrics", timeout=60) as page:
+            lines = page.read().decode().splitlines()
+        return float(next(line for line in lines if line.startswith("esp_watch_streams ")).split()[1])
+
+    wait_until(lambda: streams() == 0)
+    requests = [
+        Requests(rpc_pb2.WatchRequest(create_request=rpc_pb2.WatchCreateRequest(key=b"counted"))) for _ in range(2)
+    ]
+    watches = [rpc_pb2_grpc.WatchStub(through).Watch(iter(each), timeout=60) for each in requests]
+    assert all(next(watch).created for watch in watches)
+    assert streams() == 2
+    for watch, each in zip(watches, requests, strict=True):
+        watch.cancel()
+        each.half_close()
+    wait_until(lambda: streams() == 0)
 
 
 def test_a_watch_goes_on_after_the_clients_half_close(through: grpc.Channel) -> None:

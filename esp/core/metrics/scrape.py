@@ -215,6 +215,16 @@ def of_rerouted(counts: Mapping[str, int], waiting: int) -> list[Family]:
     ]
 
 
+def of_moves(count: int, unfinished: str) -> list[Family]:
+    """The ranges that have moved since the process began, and whether a change of the map is `unfinished`."""
+    text = "Ranges of keys that have got another shard."
+    changing = "1 while a change of the map on the shards is decided and not carried out."
+    return [
+        counter("esp_map_moved_ranges_total", text, count, "max"),
+        gauge("esp_map_change_unfinished", changing, int(bool(unfinished)), "max"),
+    ]
+
+
 def of_fellows(counts: Mapping[str, int], others: int, number: int, waiting: int, adopted: int) -> list[Family]:
     """The other proxies of the same shards, and the tokens that went between them and this process.
 
@@ -350,8 +360,10 @@ def _services(parts: Parts, walk: Walk) -> Iterator[Step]:
     yield gauge("esp_gate_waiting", "Calls that wait for a place at their shards.", gate.waiting)
     yield gauge("esp_gate_at_work", "Calls that hold places at shards.", len(gate.at_work))
     yield gauge("esp_gate_stopped_shards", "Shards that have held places for too long.", len(gate.stopped), "max")
-    yield gauge("esp_watch_streams", "Clients' Watch calls over several shards.", len(watch.streams))
-    yield gauge("esp_watchers", "Clients' watchers in these calls.", walk.watchers)
+    text = "Open Watch calls of clients, also those that are passed on to a shard."
+    yield gauge("esp_watch_streams", text, len(watch.streams) + walk.passed_watches)
+    text = "Watchers of clients, without those in calls that are passed on to a shard."
+    yield gauge("esp_watchers", text, walk.watchers)
     sources: Counter[str] = Counter()
     for pool in in_steps(tuple(watch.pools)):
         if pool is None:

@@ -22,6 +22,7 @@ from esp.core.wire.ended import UNKNOWN
 
 AT_ONCE: Final = 64
 """Clients, shards or rows that are looked at in a step."""
+WATCH: Final = b"/etcdserverpb.Watch/Watch"
 
 Thing = TypeVar("Thing")
 
@@ -65,6 +66,7 @@ class Walk:
         calls: the clients' open calls, by path.
         most_calls, most_output: the most open calls, and bytes of output that wait, of one client's connection.
         watchers: clients' watchers.
+        passed_watches: clients' Watch calls that are passed on to a shard as they come.
         most_watch_buffer: the most bytes of events that wait for one client's stream.
         most_waiting: the most calls that wait for the connection of one shard.
         most_parts: the most parts at work at one shard.
@@ -73,6 +75,7 @@ class Walk:
     def __init__(self) -> None:
         self.calls: Counter[bytes] = Counter()
         self.most_calls = self.most_output = self.watchers = self.most_watch_buffer = self.most_waiting = 0
+        self.passed_watches = 0
         self.most_parts = 0.0
 
     def go(self, parts: Parts) -> Iterator[None]:
@@ -92,6 +95,7 @@ class Walk:
                     yield
                 elif stream.head.is_grpc and not stream.told:
                     self.calls[stream.head.path if stream.head.path in NAMES else UNKNOWN] += 1
+                    self.passed_watches += stream.head.path == WATCH and stream.head.handler.forwards
         for watch in in_steps(tuple(parts.watch.streams)):
             if watch is None:
                 yield

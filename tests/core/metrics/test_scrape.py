@@ -17,6 +17,7 @@ from esp.core.metrics.limits import WITHOUT_USE
 from esp.core.metrics.names import KNOWN, METHOD, NAMES
 from esp.core.metrics.scrape import of_fellows
 from esp.core.metrics.text import text
+from esp.core.moves import MOST
 from esp.core.proxy import Proxy
 from esp.core.wire.ended import UNKNOWN, EndedCall
 from esp.core.wire.limits import Limits
@@ -190,6 +191,21 @@ def test_families_of_other_processes_are_added(proxy: Proxy) -> None:
     proxy.metrics.ask(lambda steps: seen.update({step.name: step for step in steps if step is not None}))
     assert dict(seen["esp_map_shards"].rows) == {(): 2}
     assert dict(seen["process_open_fds"].rows)[()] > dict(other[6].rows)[()]  # type: ignore[operator]
+
+
+def test_moved_ranges_are_counted_and_a_change_that_is_half_done_is_told(proxy: Proxy) -> None:
+    def told() -> tuple[object, object]:
+        both = rows(proxy, "esp_map_moved_ranges_total"), rows(proxy, "esp_map_change_unfinished")
+        return both[0][()], both[1][()]
+
+    assert told() == (0, 0)
+    proxy.moves.unfinished = "A change is half done."
+    assert told() == (0, 1)
+    proxy.moves.unfinished = ""
+    elsewhere = configs.parse(TWO.replace("m}", "k}").replace("start: m", "start: k"), None)
+    for _ in range(MOST + 1):  # more than the status page remembers
+        proxy.moves.take(proxy.config.shard_map, elsewhere.shard_map, "a reload")
+    assert told() == (MOST + 1, 0)
 
 
 def test_families_of_parts_that_are_added_later(proxy: Proxy) -> None:
