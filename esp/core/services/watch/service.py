@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from functools import partial
 from typing import Final
 
 from esp.core.background import Background
@@ -14,7 +15,9 @@ from esp.core.services.watch.crossing import Passage
 from esp.core.services.watch.moved import Moved
 from esp.core.services.watch.pool import Pool
 from esp.core.services.watch.positions import Positions
+from esp.core.services.watch.starts import name_of
 from esp.core.services.watch.stream import WatchStream
+from esp.core.services.watch.watcher import Watcher
 from esp.core.shard import Shard
 from esp.core.shard_map import Segment
 from esp.core.wire.context import WireContext
@@ -25,6 +28,9 @@ from esp.core.wire.server_stream import Handler, ServerCall
 PATH: Final = b"/etcdserverpb.Watch/Watch"
 METADATA: Final = (b"token", b"authorization", b"hasleader")
 """The metadata that have a meaning in a watch. Shards get no other metadata, so that more clients can share."""
+
+
+_STEP: Final = "a watch at a new map"
 
 
 class Watch(Handler):
@@ -96,27 +102,52 @@ class Watch(Handler):
             if not pool.is_idle:
                 self._pools[pool.shard, pool.forward] = pool
         for stream in tuple(self.streams):
-            stream.use(kept)
-            self._leave_moved(stream, before, kept)
+            # A bug ends one client's stream: the layout is in force for all the others.
+            self.background.guard(_STEP, partial(self._tell, stream, before, kept), stream.outbox.fail)
         self._end_divided()
 
-    def _leave_moved(self, stream: WatchStream, before: Layout, kept: Mapping[Shard, Shard]) -> None:
-        """Ends the watchers of a client whose keys are divided differently now."""
+    def _tell(self, stream: WatchStream, before: Layout, kept: Mapping[Shard, Shard]) -> None:
+        """Has the watchers of a client whose keys are divided differently now go over, or end.
+
+        If one of them cannot be told, or the client reads too slowly, the stream ends. Then its client comes again with
+        all of them, and each is told then: none may go on by a number of the former owner.
+        """
+        if stream.outbox.is_over:
+            return  # by what the others were told: its client comes by this layout
         after = self.routing.layout
-        for watcher in list(stream.all_watchers()):
+        staying = {*after.shards.values(), *kept}
+        moved = []
+        can_be_told = True
+        for watcher in stream.all_watchers():
             keys = watcher.keys
             if keys is None or watcher.is_dead or before.divides_alike(keys, after):
                 continue
             segments = before.segments(keys)
-            if all(shard in (after.shards.get(shard.name), *kept) for shard in _shards_of(before, segments)):
-                if segments == after.segments(keys):
-                    continue
-                passage = self._passage(keys, segments)
-                if (passage is not None and watcher.cross(passage)) or watcher.end_for_move():
-                    continue
-            elif not watcher.spans_shards and watcher.taps:
-                self.moved.add(watcher.name)
+            stay = staying.issuperset(before.shards[segment.shard] for segment in segments)
+            if stay and segments == after.segments(keys):
+                continue
+            moved.append((watcher, segments))
+            can_be_told = can_be_told and stay and watcher.is_announced
+        specs = [watcher.sole_spec for watcher, _ in moved]  # now: a stream that ends lets go of them
+        are_told = False
+        try:
+            stream.use(kept)
+            are_told = can_be_told and all(self._goes_over(watcher, segments) for watcher, segments in moved)
+        finally:
+            if not are_told:
+                for spec in specs:
+                    if spec is not None:
+                        self.moved.add(name_of(stream, spec))
+        if not are_told:
             stream.outbox.stop()
+
+    def _goes_over(self, watcher: Watcher, segments: Sequence[Segment]) -> bool:
+        """Has a watcher go over to the shard to which its keys have come, or end; False if that ends its stream."""
+        assert watcher.keys is not None
+        passage = self._passage(watcher.keys, segments)
+        if passage is None or not watcher.cross(passage):
+            watcher.end_for_move()
+        return not watcher.stream.outbox.is_over
 
     def _passage(self, keys: KeyRange, segments: Sequence[Segment]) -> Passage | None:
         """The move by which all these keys have come from one shard to another with the layout in force."""
@@ -124,14 +155,16 @@ class Watch(Handler):
         for came in layout.former.came:
             is_it = came.epoch == layout.epoch and came.range.intersect(keys) == keys
             if is_it and [segment.shard for segment in segments] == [came.source]:
-                return self._passages.setdefault((came.range, came.shard, came.epoch), Passage(came))
+                key = came.range, came.shard, came.epoch
+                if key not in self._passages:
+                    self._passages[key] = Passage(came)
+                return self._passages[key]
         return None
 
     def _end_divided(self) -> None:
         """Ends the streams with a watcher that esp would refuse now. Their clients come again, and are refused."""
         for stream in tuple(self.streams):
-            if any(watcher.is_divided for watcher in stream.watchers.values()):
-                stream.outbox.stop()
+            self.background.guard(_STEP, partial(_end_divided, stream), stream.outbox.fail)
 
     def pool(self, shard: str, forward: Forward) -> Pool:
         """The sources of a shard for calls with the head `forward`."""
@@ -154,6 +187,11 @@ class Watch(Handler):
             del self._pools[key]
 
 
+def _end_divided(stream: WatchStream) -> None:
+    if any(watcher.is_divided for watcher in stream.watchers.values()):
+        stream.outbox.stop()
+
+
 def _with_other_guards(before: Layout, after: Layout) -> list[Shard]:
     """The shards that have another guard now and nothing else, because a move of the next map has begun or ended there.
 
@@ -164,10 +202,6 @@ def _with_other_guards(before: Layout, after: Layout) -> list[Shard]:
     moved = [one for one in after.former.came if one.epoch == after.epoch]
     names = {name for one in moved for name in (one.source, one.shard)}
     return [shard for name, shard in before.shards.items() if name in names and after.shards.get(name) is not shard]
-
-
-def _shards_of(layout: Layout, segments: Iterable[Segment]) -> set[Shard]:
-    return {layout.shards[segment.shard] for segment in segments}
 
 
 def _forward(head: RequestHead) -> Forward:

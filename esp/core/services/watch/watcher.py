@@ -30,7 +30,6 @@ from esp.core.services.watch.starts import (
     Resuming,
     choose_starts,
     is_of_former_owner,
-    name_of,
     watched,
 )
 from esp.core.services.watch.tap import Tap
@@ -235,9 +234,9 @@ class Watcher:
         return starts
 
     @property
-    def name(self) -> bytes:
-        """The name of a watcher of one shard, by which a client that comes again is recognised."""
-        return name_of(self.stream, self.taps[0].spec)
+    def sole_spec(self) -> Spec | None:
+        """What the one shard of the watcher watches, by which a client that comes again is recognised; else None."""
+        return self.taps[0].spec if len(self.taps) == 1 else None
 
     def refuse(self, reason: str) -> None:
         """Refuses the create without asking a shard."""
