@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.proxy import Proxy
 from esp.core.services.watch import crossing
+from esp.core.services.watch.watcher import Watcher
 from tests.harness import Etcds, peer
 from tests.integration.mapped import Mapped, put_op
 from tests.integration.test_fenced import Client, serve
@@ -173,6 +175,65 @@ def test_a_watcher_with_too_many_keys_is_told_compacted(mapped: Mapped, monkeypa
         assert watching.canceled[2].compact_revision > 0
         assert watching.events[2] == []
         await watching.end()
+
+    serve(mapped, work)
+
+
+def test_a_watcher_with_too_many_bytes_is_told_compacted_before_these_are_read(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(crossing, "MOST_BYTES", 10_000)
+    caplog.set_level(logging.INFO, "esp.watch")
+
+    async def work(proxy: Proxy, client: Client) -> None:
+        for number in range(3):
+            await client.put(b"x/%d" % number, b"v" * 4000)
+        watching = Watching(client)
+        await watching.create(2, *X)
+        await watching.create(3, b"x/0", b"x/2")
+        mapped.move(*X, "s0")
+        await until(lambda: 2 in watching.canceled and len(watching.events[3]) == 2)
+        assert watching.canceled[2].compact_revision > 0
+        assert watching.events[2] == []
+        assert not watching.is_over
+        await watching.end()
+
+    serve(mapped, work)
+    assert "received message larger than max" in caplog.text, "told by its first bytes"
+
+
+def test_a_bug_as_one_client_goes_over_leaves_the_others(mapped: Mapped, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = Watcher.cross
+    hit: list[Any] = []
+
+    def planted(watcher: Watcher, passage: crossing.Passage) -> bool:
+        if watcher.id == 2:
+            hit.append(watcher)
+            raise AssertionError("a bug")
+        return original(watcher, passage)
+
+    monkeypatch.setattr(Watcher, "cross", planted)
+
+    async def work(proxy: Proxy, client: Client) -> None:
+        await client.put(b"x/1", b"one")
+        victim, before, after = Watching(client), Watching(client), Watching(client)
+        await before.create(3, *X)
+        await victim.create(1, *X)
+        await victim.create(2, b"x/1")
+        await after.create(4, *X)
+        mapped.move(*X, "s0")
+        await until(lambda: victim.is_over and len(before.events[3]) == len(after.events[4]) == 1)
+        await until(knows(proxy, mapped))
+        await client.put(b"x/1", b"two")
+        await until(lambda: len(before.events[3]) == len(after.events[4]) == 2)
+        assert told(before.events[3]) == told(after.events[4]) == [(b"x/1", b"one"), (b"x/1", b"two")]
+        again = Watching(client)
+        await again.create(5, *X, start_revision=hit[0].stream.routing.layout.former.came[0].cut)
+        await until(lambda: 5 in again.canceled)
+        assert again.canceled[5].compact_revision > 0
+        for watching in (victim, before, after, again):
+            await watching.end()
+        assert proxy.background.failures.pop("a watch at a new map") == 1
 
     serve(mapped, work)
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import groupby
 from typing import Final, Protocol
 
@@ -30,6 +31,7 @@ from esp.core.services.watch.progress_requests import tells_in_order
 from esp.core.services.watch.tap import Client, Tap
 from esp.core.shard import RANGE, ask
 from esp.core.wire.hpack import encode
+from esp.core.wire.message import MessageReader
 from esp.core.wire.status import RpcError
 
 log = logging.getLogger("esp.watch")
@@ -37,7 +39,7 @@ log = logging.getLogger("esp.watch")
 MOST_KEYS: Final = 10_000
 """The most keys of a watcher that goes over."""
 MOST_BYTES: Final = 8_388_608
-"""The most bytes of these."""
+"""The most bytes of these, as an answer of a shard; a larger answer is not read."""
 MESSAGE_BYTES: Final = 262_144
 """About the bytes of a message with their PUTs; one revision is never divided."""
 AT_ONCE: Final = 4
@@ -218,8 +220,11 @@ class Crossing:
             limit=MOST_KEYS + 1,
         )
         metadata = encode(stream.metadata)
-        answer = await ask(stream.routing.shards[shard], RANGE, request, metadata=metadata, seconds=READ_SECONDS)
-        if len(answer.kvs) > MOST_KEYS or answer.ByteSize() > MOST_BYTES:
+        reader = partial(MessageReader, MOST_BYTES)  # refuses a larger answer by its first bytes
+        answer = await ask(
+            stream.routing.shards[shard], RANGE, request, metadata=metadata, seconds=READ_SECONDS, reader=reader
+        )
+        if len(answer.kvs) > MOST_KEYS:
             raise _CannotCrossError("the watcher has too many keys")
         return answer
 
