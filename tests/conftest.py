@@ -31,6 +31,7 @@ from tests.harness import (
     running_etcds,
     version_of,
     wipe,
+    wipe_map,
 )
 from tests.stubs import rpc_pb2_grpc
 
@@ -212,11 +213,13 @@ def etcd37(session_etcds: Etcds) -> LocalEtcd:
 
 
 @pytest.fixture
-def empty_shards(shards: list[LocalEtcd]) -> list[LocalEtcd]:
-    """The shards without a key or lease."""
+def empty_shards(shards: list[LocalEtcd]) -> Iterator[list[LocalEtcd]]:
+    """The shards without a key or lease. A map that the test leaves there is taken away: no other test expects one."""
     for shard in shards:
         wipe(shard)
-    return shards
+    yield shards
+    for shard in shards:
+        wipe_map(shard)
 
 
 @pytest.fixture

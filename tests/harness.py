@@ -34,6 +34,7 @@ from esp.core.local import (
     tied_to_this_process,
 )
 from esp.core.pb import rpc_pb2
+from esp.core.shared_map import HELD_KEYS
 from tests.prefork import Forked, Prefork
 from tests.stubs import rpc_pb2_grpc
 
@@ -453,6 +454,13 @@ def connect(server: Server) -> grpc.Channel:
     options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
     # Otherwise grpcio gives all channels to one address the same connection.
     return grpc.insecure_channel(server.address, [*options, ("grpc.use_local_subchannel_pool", 1)])
+
+
+def wipe_map(etcd: Server) -> None:
+    """Delete what `esp map` has put on an etcd."""
+    with connect(etcd) as channel:
+        request = rpc_pb2.DeleteRangeRequest(key=HELD_KEYS.start, range_end=HELD_KEYS.end)
+        rpc_pb2_grpc.KVStub(channel).DeleteRange(request)
 
 
 def wipe(etcd: Server) -> None:

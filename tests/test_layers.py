@@ -59,7 +59,7 @@ LAYERS = [
     {"esp.core.apiservers", "esp.core.samples"},
     {"esp.core.routing", "esp.core.running"},
     {"esp.core.health", "esp.core.lease_sync", "esp.core.connected_shards", "esp.core.shared_map", "esp.core.fleet"},
-    {"esp.core.lease_survey", "esp.core.export"},
+    {"esp.core.lease_survey", "esp.core.export", "esp.core.giving_up"},
     {"esp.core.load", "esp.core.move"},
     {"esp.core.plan"},
     {"esp.core.services"},

@@ -15,18 +15,17 @@ from esp.commands.output import INTERRUPTED, USAGE, CommandError, Format
 from esp.commands.route import KeyEncoding, key_of
 from esp.core.config import Config
 from esp.core.connected_shards import UnreachableError, answering
+from esp.core.giving_up import MoveError, give_up
 from esp.core.keys import KeyRange, format_range, prefix_end
 from esp.core.move import (
     CompactedError,
     GivenUpError,
     Moved,
-    MoveError,
     Mover,
     announced,
     compared,
     count,
     failures,
-    give_up,
     locks_of,
     planned,
     purge,

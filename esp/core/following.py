@@ -25,8 +25,8 @@ from typing import Final
 
 from esp.core.config import Config
 from esp.core.former import Former
+from esp.core.giving_up import Hanging, MoveError, give_up
 from esp.core.layout import Layout
-from esp.core.move import Hanging, MoveError, give_up
 from esp.core.proxy import Proxy
 from esp.core.reload import MissingLeasesError, bring_leases
 from esp.core.shard import GuardedShard, Shard, is_unsafe

@@ -67,6 +67,12 @@ class Former:
     def __bool__(self) -> bool:
         return bool(self.came)
 
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Former) and other.came == self.came
+
+    def __hash__(self) -> int:
+        return hash(self.came)
+
     def after(self, came: Iterable[Came]) -> Former:
         """The ranges when these have moved as well. Of a range that moves again, only the last move counts."""
         new = list(came)

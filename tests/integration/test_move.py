@@ -16,8 +16,9 @@ import pytest
 
 from esp.core import move
 from esp.core.connected_shards import connected
+from esp.core.giving_up import MoveError, give_up
 from esp.core.keys import KeyRange
-from esp.core.move import GivenUpError, Moved, MoveError, Mover, Told, announced, give_up, planned, purge, taken_over
+from esp.core.move import GivenUpError, Moved, Mover, Told, announced, planned, purge, taken_over
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import Shard
 from esp.core.shared_map import COPIES_KEY, NEXT_KEY, Held, Next, SharedMap, newest, read

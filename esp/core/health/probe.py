@@ -83,15 +83,16 @@ async def examine(
             _shared_map(config, context, files, seconds),
         ]
     )
+    held, registered = told[3]
     health = judge(told[0])
     for judge_more in (judge_members, judge_versions, judge_space, judge_lag):
         health = with_findings(health, *judge_more(health.shards))
     health = with_findings(health, (), [*judge_clocks(health.shards), *judge_certificates(health.shards, now())])
     health = with_findings(with_findings(health, *compare(told[1])), (), where_on(told[1]))
     health = with_findings(health, *judge_leases(told[2]))
-    health = with_findings(health, *judge_shared_map(config, *told[3]))
+    health = with_findings(health, *judge_shared_map(config, held, registered))
     if keys:
-        counts = await _keys(config, context, files, seconds, moving_in(told[3]))
+        counts = await _keys(config, context, files, seconds, moving_in(held))
         health = replace(with_findings(health, judge_keys(counts), ()), keys=counts)
     if proxies is not None:
         found_proxies = await ask_proxies(config, health.shards, proxies)

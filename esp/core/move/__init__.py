@@ -1,8 +1,6 @@
 """Ranges of keys that move between shards while clients read and write them.
 
-    hanging    moves that nobody goes on with
     mover      copies, follows, cuts, opens; or gives up
-    giving_up  the range stays with its source
     deciding   a move is decided on, or taken over
     raising    the target's revision counter
     taking     a mover becomes the one who copies
@@ -20,12 +18,10 @@ From the top down; each file imports only files below it. The protocol is in doc
 
 from esp.core.move.copies import Copies, decode_copies
 from esp.core.move.deciding import DEFAULT_PAUSE, announced, planned, taken_over
-from esp.core.move.giving_up import give_up
-from esp.core.move.hanging import Hanging
 from esp.core.move.locks import Locks, locks_of
 from esp.core.move.mover import GivenUpError, Moved, Mover, Stage, Told
 from esp.core.move.purging import Content, compared, purge
-from esp.core.move.troubles import CompactedError, MoveError, TakenOverError, count, failures
+from esp.core.move.troubles import CompactedError, TakenOverError, count, failures
 
 __all__ = [
     "DEFAULT_PAUSE",
@@ -33,9 +29,7 @@ __all__ = [
     "Content",
     "Copies",
     "GivenUpError",
-    "Hanging",
     "Locks",
-    "MoveError",
     "Moved",
     "Mover",
     "Stage",
@@ -46,7 +40,6 @@ __all__ = [
     "count",
     "decode_copies",
     "failures",
-    "give_up",
     "locks_of",
     "planned",
     "purge",

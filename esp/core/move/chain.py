@@ -14,9 +14,10 @@ from typing import Final, NamedTuple
 from esp.core import errors
 from esp.core.background import all_of
 from esp.core.export import told
+from esp.core.giving_up import MoveError
 from esp.core.move.copies import Copies, decode_copies
 from esp.core.move.revisions import Revision, Write
-from esp.core.move.troubles import CALL_SECONDS, MoveError, TakenOverError
+from esp.core.move.troubles import CALL_SECONDS, TakenOverError
 from esp.core.pb import rpc_pb2
 from esp.core.shard import GUARD_KEY, RANGE, TXN, Shard, ask_for_esp
 from esp.core.shared_map import COPIES_KEY, HELD_KEYS, MapFormatError

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
+from esp.core.giving_up import MoveError
 from esp.core.keys import KeyRange
-from esp.core.move.troubles import MoveError
 from esp.core.shard import Shard
 from esp.core.shared_map import (
     ChangeError,

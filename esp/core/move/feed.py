@@ -9,9 +9,10 @@ from typing import Final
 
 from esp.core import errors
 from esp.core.auth_tokens import OWN
+from esp.core.giving_up import MoveError
 from esp.core.keys import KeyRange
 from esp.core.move.revisions import Revision, Write
-from esp.core.move.troubles import CompactedError, MoveError
+from esp.core.move.troubles import CompactedError
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import GUARD_KEY, Shard
 from esp.core.wire.call import BrokenCall

@@ -16,17 +16,17 @@ from typing import Final
 
 from esp.core import errors, lease_sync
 from esp.core.background import Background, all_of
+from esp.core.giving_up import MoveError, give_up
 from esp.core.lease_sync import Copied, CopyTtl
 from esp.core.move.chain import Chain
 from esp.core.move.copies import Copies
 from esp.core.move.feed import Feed
-from esp.core.move.giving_up import give_up
 from esp.core.move.purging import purge
 from esp.core.move.raising import raise_counter, write_rate
 from esp.core.move.revisions import Revision
 from esp.core.move.snapshot import Snapshot
 from esp.core.move.taking import replaced, take_over
-from esp.core.move.troubles import CALL_SECONDS, CompactedError, MoveError, TakenOverError, count, failures
+from esp.core.move.troubles import CALL_SECONDS, CompactedError, TakenOverError, count, failures
 from esp.core.shard import TXN, Shard, ask_for_esp
 from esp.core.shared_map import (
     ChangeError,
@@ -42,7 +42,7 @@ from esp.core.shared_map import (
     target_opening,
 )
 from esp.core.wire.status import RpcError
-from esp.core.wording import shard_called
+from esp.core.wording import counted, shard_called
 
 SMALL: Final = 100
 """Revisions that may be left to copy when the source is cut."""
@@ -379,8 +379,9 @@ class Mover:
             )
         if here.count != there.count:
             raise MoveError(
-                f"{shard_called(self._source.name)} has {here.count:,} keys and {shard_called(self._target.name)} "
-                f"{there.count:,}: leases may have ended on one of them only (esp lease-sync)"
+                f"{shard_called(self._source.name)} has {counted(here.count, 'key')} and "
+                f"{shard_called(self._target.name)} {there.count:,}: leases may have ended on one of them only "
+                "(esp lease-sync)"
             )
         with failures(self._target):
             answer = await ask_for_esp(

@@ -12,11 +12,13 @@ from itertools import groupby
 from typing import Final
 
 from esp.core.export import Pages, of_shard
+from esp.core.giving_up import MoveError
 from esp.core.keys import KeyRange
 from esp.core.move.revisions import Revision, Write
-from esp.core.move.troubles import CALL_SECONDS, MoveError, failures
+from esp.core.move.troubles import CALL_SECONDS, failures
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import TXN, Method, Shard, ask_for_esp
+from esp.core.wording import counted
 
 MAX_KEYS: Final = 10_000_000
 """The most keys of a range that moves: some 2 GB of memory."""
@@ -60,7 +62,7 @@ class Snapshot:
                 if pair.create_revision != pair.mod_revision:
                     self._events.append(pair.create_revision << _INDEX_BITS + 1 | place)
             if len(self._keys) > MAX_KEYS:
-                raise MoveError(f"the range has more than {MAX_KEYS:,} keys; move it in parts")
+                raise MoveError(f"the range has more than {counted(MAX_KEYS, 'key')}; move it in parts")
             progress(len(self._keys))
         self._events.sort()
 

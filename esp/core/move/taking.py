@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
+from esp.core.giving_up import MoveError
 from esp.core.move.chain import equal
 from esp.core.move.copies import Copies, decode_copies
-from esp.core.move.troubles import CALL_SECONDS, MoveError, TakenOverError, failures
+from esp.core.move.troubles import CALL_SECONDS, TakenOverError, failures
 from esp.core.pb import rpc_pb2
 from esp.core.shard import GUARD_KEY, RANGE, TXN, Shard, ask_for_esp
 from esp.core.shared_map import COPIES_KEY, HELD_KEYS, MapFormatError

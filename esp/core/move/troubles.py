@@ -6,16 +6,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from esp.core import errors
+from esp.core.export import told
+from esp.core.giving_up import MoveError
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, Shard, ask_for_esp
 from esp.core.wire.status import RpcError
 
 CALL_SECONDS = 10.0
-
-
-class MoveError(Exception):
-    """A move cannot begin or go on; the text is a clause for people."""
 
 
 class TakenOverError(MoveError):
@@ -33,8 +31,6 @@ def failures(shard: Shard) -> Iterator[None]:
     Raises:
         MoveError: in place of an RpcError.
     """
-    from esp.core.export import told
-
     try:
         yield
     except RpcError as error:

@@ -141,10 +141,10 @@ class Fellows:
             stream.finish(OVERLOADED if not stream.responded else error.status)
             return
         waiting = _Waiting(self._calls, stream, message)
-        self._background.start(self._begin(waiting, self._want(error.token)), on_bug=stream.on_bug)
+        self._background.start(self._begin(waiting, error.token), on_bug=stream.on_bug)
 
-    async def _begin(self, waiting: _Waiting, known: asyncio.Future[bool]) -> None:
-        await asyncio.wait((known,))
+    async def _begin(self, waiting: _Waiting, token: int) -> None:
+        await self._learnt(token)
         if waiting in self._calls:
             self._anew.begin_in_turn(waiting)
 
@@ -152,9 +152,12 @@ class Fellows:
         """Returns when the token is known, or known by nobody; for a watch."""
         self._watches += 1
         try:
-            await self._want(token)
+            await self._learnt(token)
         finally:
             self._watches -= 1
+
+    async def _learnt(self, token: int) -> None:
+        await asyncio.wait([self._want(token)])  # others may wait for the same, so it is not cancelled with this
 
     def _want(self, token: int) -> asyncio.Future[bool]:
         found = self._wanted.get(token)

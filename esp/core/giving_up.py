@@ -1,4 +1,11 @@
-"""A move that is given up: the range stays with its source, whatever the mover does later."""
+"""A move that is given up: the range stays with its source, whatever the mover does later.
+
+Any proxy does so with a move that nobody goes on with between the cut and the opening, or carries out the rest. Each
+proxy goes by how long it has itself seen the same; no two clocks are compared. A mover that is only slow can do nothing
+afterwards, and several proxies may do the same at once: each step is compared by the shards.
+
+This stands apart from `move`, because proxies need nothing of what movers do.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +14,6 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
-from esp.core.move.troubles import MoveError
 from esp.core.shard import Shard
 from esp.core.shared_map import (
     ChangeError,
@@ -21,10 +27,17 @@ from esp.core.shared_map import (
     go_over,
     read,
 )
+from esp.core.wire.status import Status
 from esp.core.wording import shard_called
 
 CALL_SECONDS: Final = 10.0
 _TRIES: Final = 3
+GRACE_SECONDS: Final = 2.0
+"""Seconds beyond `Move.pause` that a mover has."""
+
+
+class MoveError(Exception):
+    """A move cannot begin or go on; the text is a clause for people."""
 
 
 async def give_up(change: Next, shards: Mapping[str, Shard], silent: Mapping[str, str], *, by: str) -> SharedMap:
@@ -73,3 +86,39 @@ async def _decided(change: Next, shards: Mapping[str, Shard], by: str) -> Next |
                 return None
             change = held.next
     raise MoveError(str(failure))
+
+
+class Hanging:
+    """What a proxy has seen of the move that is under way."""
+
+    def __init__(self) -> None:
+        self._seen: object = None
+        self._since = 0.0
+
+    def is_due(self, change: Next | None, found: Mapping[str, Held | Status], now: float) -> bool:
+        """Whether somebody has to go on with the change; then it is due again after the same time.
+
+        Args:
+            change: what the anchor has decided.
+            found: what the shards hold.
+            now: the time by any clock that goes on.
+        """
+        move = None if change is None else change.move
+        if change is None or move is None or not _keeps_clients_waiting(change, found):
+            self._seen = None
+            return False
+        seen = move.id, move.phase, move.mover
+        if seen != self._seen:
+            self._seen, self._since = seen, now
+        if now - self._since < move.pause / 1000 + GRACE_SECONDS:
+            return False
+        self._since = now
+        return True
+
+
+def _keeps_clients_waiting(change: Next, found: Mapping[str, Held | Status]) -> bool:
+    if not change.is_open:
+        return True
+    assert change.move is not None, "it is open for a mover"
+    source = found.get(change.move.source)
+    return isinstance(source, Held) and source.guard == change.after.guards[change.move.source]

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from esp.core.move import Hanging
+from esp.core.giving_up import Hanging
 from esp.core.shared_map import Held, Next, Phase
 from tests.core.shared_map.test_moving import moving
 
