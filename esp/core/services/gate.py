@@ -457,16 +457,16 @@ class Gate:
             if entry.stream.connection.ended:
                 line.queue = self._left
                 line.queue.append(line)
-                continue
-            lacks = self._lacks(entry)
-            if lacks is None:
-                self._begin(entry)
-            if line.calls:
-                self._stand(line, where if lacks is None else lacks)
             else:
-                del self._lines[line.key]
-            if clock() >= stop:
-                return bool(queue)
+                lacks = self._lacks(entry)
+                if lacks is None:
+                    self._begin(entry)
+                if line.calls:
+                    self._stand(line, where if lacks is None else lacks)
+                else:
+                    del self._lines[line.key]
+            if queue and clock() >= stop:
+                return True
         self._tidy(where)
         return False
 

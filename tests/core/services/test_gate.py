@@ -624,6 +624,34 @@ def test_no_call_of_a_connection_that_has_ended_begins_before_it_learns_of_that(
     assert world.context.buffers.used == 0
 
 
+def test_many_connections_that_have_ended_are_passed_over_in_several_turns(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(Limits(max_parts_per_shard=1), weight=PLACES)
+    world.asks("x1", A)
+    gone = "abcde"
+    for client in gone:
+        for number in range(TOLD_AT_ONCE + 1):  # so many that they learn of it later
+            world.asks(f"{client}{number}", A)
+    world.asks("y1", A)
+    world.context.turns.soon = lambda _: None  # so that each turn comes when the test says so
+    for client in gone:
+        world.clients[client][1].connection.lost("gone")
+    monkeypatch.setattr(gate, "SLICE", -1.0)  # so that each line takes as long as all may
+    world.begun["x1"].close()
+    passed_over = []
+    for _ in gone:
+        world.gate.flush()
+        passed_over.append(len(world.gate._left))
+    assert (passed_over, world.since("x1")) == ([1, 2, 3, 4, 5], set())
+    world.gate.flush()
+    assert world.since("x1") == {"y1"}
+    while world.gate.waiting:
+        world.context.go_on()
+        world.context.flush()
+    world.begun["y1"].close()
+    world.context.flush()
+    assert (world.busy, world.gate._lines, world.gate._left, world.gate._queues) == ([0, 0, 0], {}, deque(), {})
+
+
 def test_a_request_for_which_there_is_no_memory_is_refused() -> None:
     world = World(Limits(max_parts_per_shard=1, max_buffered_bytes=1500), weight=PLACES - 1)
     world.asks("x1", A)
