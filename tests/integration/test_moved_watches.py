@@ -170,3 +170,39 @@ def test_a_watcher_of_which_only_some_keys_move_is_told_compacted_and_lists_agai
         await watching.end()
 
     serve(mapped, work)
+
+
+def test_watchers_at_the_target_go_on_however_long_it_takes_until_it_opens(mapped: Mapped) -> None:
+    """A proxy has the next map from the source, and the target its guard only later; of the copies nothing is told."""
+
+    async def work(proxy: Proxy, client: Client) -> None:
+        await client.put(b"x/1", b"one")
+        watching = Watching(client)
+        await watching.create(2, b"n")
+        await client.put(b"n", b"before")
+        await until(lambda: len(watching.events[2]) == 1)
+        change = mapped.begin(*X, "s1")
+        mapped.raise_target(change, 100)
+        mapped.cut(change)
+        await until(lambda: proxy.routing.layout.epoch == change.after.epoch)
+        late = Watching(client)
+        create = Create(key=X[0], range_end=X[1], watch_id=3)
+        await late.call.write(rpc_pb2.WatchRequest(create_request=create))
+        await asyncio.sleep(0.3)
+        mapped.raise_target(change)
+        mapped.copy(change)
+        await asyncio.sleep(0.3)
+        mapped.open(change)
+        mapped.finish(change)
+        await until(knows(proxy, mapped))
+        await until(lambda: 3 in late.events)
+        await client.put(b"n", b"after")
+        await until(lambda: (b"n", b"after") in watching.values(2))
+        assert watching.canceled == {}
+        await client.put(b"x/1", b"two")
+        await until(lambda: (b"x/1", b"two") in late.values(3))
+        assert (b"x/1", b"one") not in late.values(3)
+        await watching.end()
+        await late.end()
+
+    serve(mapped, work)

@@ -3,7 +3,9 @@
 etcd compares nothing in a watch. A shard from which keys have moved goes on to tell what happens there: copies are
 deleted at the end, and may come back with another move; and its revision goes on. So nothing of a message is read
 before the guard was looked at once more, after the message came: if it still has its value, no keys had left the shard
-by then. If not, nothing more is read. Whoever puts the next map in force goes on by that map's guard, from there on.
+by then. If not, nothing of this call is read: it ends as one that breaks, and the next one is looked at again. A target
+of a move may have its guard only some time after the next map is in force here; and what a call says that was made
+before the target had it may be copies, also if the guard is there by the time of another look.
 
 While a look is under way, further messages wait for the next one: however many come, one look goes on at a time.
 """
@@ -11,10 +13,13 @@ While a look is under way, further messages wait for the next one: however many 
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 from esp.core.services.watch.call import Caller, WatchCall
 from esp.core.wire.client import ClientConnection
-from esp.core.wire.status import Status
+from esp.core.wire.status import Code, Status
+
+_OTHER_GUARD: Final = Status(Code.UNAVAILABLE, "esp: the shard has another guard than the map in force")
 
 
 class CheckedWatchCall(WatchCall):
@@ -46,7 +51,8 @@ class CheckedWatchCall(WatchCall):
             self._end(fault)
             return
         if not is_same:
-            return  # and no other look begins
+            self._end(_OTHER_GUARD)
+            return
         count, self._looked_at = self._looked_at, 0
         for _ in range(count):
             super().on_data(*self._unchecked.popleft())
