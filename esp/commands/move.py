@@ -263,6 +263,7 @@ class _Moving:
                 shard,
                 map_.guards[name],
                 range_,
+                copies=None,
                 rate=self._options.purge_rate,
                 progress=lambda keys: show.step("purging", keys, total),
             )

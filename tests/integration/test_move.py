@@ -18,9 +18,23 @@ from esp.core import move
 from esp.core.connected_shards import connected
 from esp.core.giving_up import MoveError, give_up
 from esp.core.keys import KeyRange
-from esp.core.move import GivenUpError, Moved, Mover, Told, announced, planned, purge, taken_over
+from esp.core.move import (
+    Copies,
+    GivenUpError,
+    Moved,
+    Mover,
+    TakenOverError,
+    Told,
+    announced,
+    planned,
+    purge,
+    purging,
+    raising,
+    taken_over,
+    taking,
+)
 from esp.core.pb import kv_pb2, rpc_pb2
-from esp.core.shard import Shard
+from esp.core.shard import TXN, Shard
 from esp.core.shared_map import COPIES_KEY, NEXT_KEY, Held, Next, SharedMap, newest, read
 from tests.harness import Etcds
 from tests.integration.mapped import AT, Mapped
@@ -132,7 +146,7 @@ async def test_a_range_moves_with_its_order_and_back(mapped: Mapped) -> None:
         here, there = await move.compared(shards["s0"], done.cut, shards["s2"], done.opened, RANGE, lambda _: None)
         assert here == there
         assert here.keys == len(before)
-        await purge(shards["s0"], done.map.guards["s0"], RANGE, rate=1e6, progress=lambda _: None)
+        await purge(shards["s0"], done.map.guards["s0"], RANGE, copies=None, rate=1e6, progress=lambda _: None)
     assert pairs(mapped, "s0") == []
     assert mapped.read("s0", b"a") == [(b"a", b"stays")]
     before = pairs(mapped, "s2")
@@ -236,12 +250,13 @@ class KilledError(BaseException):
     """In place of a SIGKILL."""
 
 
-@pytest.mark.parametrize("stage", [one for one in move.Stage if one is not move.Stage.CLEARING])
+@pytest.mark.parametrize("stage", list(move.Stage))
 @pytest.mark.parametrize("then", ["resume", "abort"])
 @in_a_loop
 async def test_a_mover_that_ends_anywhere_is_resumed_or_aborted(mapped: Mapped, stage: move.Stage, then: str) -> None:
     for number in range(200):
         write(mapped, "s0", put(b"b%03d" % (number * 7 % 200), b"old"))
+    write(mapped, "s2", put(b"b-stray"))  # to be cleared
     async with reached(mapped) as shards:
         change = await decided(mapped, shards, RANGE, "s2")
         assert await ended_at(shards, change, stage)
@@ -259,7 +274,7 @@ async def test_a_mover_that_ends_anywhere_is_resumed_or_aborted(mapped: Mapped, 
         if is_open:
             return
         async with reached(mapped) as shards:
-            await purge(shards["s2"], shared.guards["s2"], RANGE, rate=1e6, progress=lambda _: None)
+            await purge(shards["s2"], shared.guards["s2"], RANGE, copies=None, rate=1e6, progress=lambda _: None)
     else:
         async with reached(mapped) as shards:
             again = await taken_over(now, shards)
@@ -288,6 +303,88 @@ async def test_a_mover_that_sleeps_can_do_nothing_after_an_abort(mapped: Mapped)
     all_hold(await held(mapped), result)
     assert result.epoch == 3
     assert mapped.read(result.anchor, NEXT_KEY) == []
+
+
+class Sleep:
+    """A purge that sleeps before it deletes its first piece, in one task only."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._has_come = asyncio.Event()
+        self._goes_on = asyncio.Event()
+        self._task: asyncio.Task[Any] | None = None
+        ask = purging.ask_for_esp
+
+        async def asks(shard: Shard, method: Any, request: Any, *, seconds: float) -> Any:
+            if method is TXN and asyncio.current_task() is self._task:
+                self._has_come.set()
+                await self._goes_on.wait()
+            return await ask(shard, method, request, seconds=seconds)
+
+        monkeypatch.setattr(purging, "ask_for_esp", asks)
+
+    async def begun(self, work: Coroutine[Any, Any, Any]) -> None:
+        """Begins the work, up to the sleep."""
+        self._task = asyncio.create_task(work)
+        await self._has_come.wait()
+
+    async def ended(self) -> None:
+        """Wakes it, and awaits it."""
+        self._goes_on.set()
+        assert self._task is not None
+        await self._task
+
+
+@in_a_loop
+async def test_a_mover_that_slept_while_it_cleared_deletes_no_copies_of_another(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = Sleep(monkeypatch)
+    for number in range(20):
+        write(mapped, "s0", put(b"b%03d" % number, b"live"))
+        write(mapped, "s2", put(b"b%03d" % number, b"stray"))
+    before = pairs(mapped, "s0")
+    async with reached(mapped) as shards:
+        change = await decided(mapped, shards, RANGE, "s2")
+        await sleep.begun(Mover(change, shards, {}, lambda _: None, margin=None, by="tests").run())
+        change = await taken_over(change, shards)
+        assert await ended_at(shards, change, move.Stage.FOLLOWING)
+        same(before, pairs(mapped, "s2"))
+        with pytest.raises(TakenOverError):
+            await sleep.ended()
+        same(before, pairs(mapped, "s2"))
+        change = await taken_over(change, shards)
+        await Mover(change, shards, {}, lambda _: None, margin=None, by="tests").run()
+    same(before, pairs(mapped, "s2"))
+
+
+@in_a_loop
+async def test_a_slow_purge_of_a_former_source_deletes_no_copies_of_a_move_back(
+    mapped: Mapped, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleep = Sleep(monkeypatch)
+    for number in range(20):
+        write(mapped, "s0", put(b"b%03d" % number, b"live"))
+    done = await moved(mapped, RANGE, "s2")
+    before = pairs(mapped, "s2")
+    async with reached(mapped) as shards:
+        guard = done.map.guards["s0"]
+        work = purge(shards["s0"], guard, RANGE, copies=None, rate=1e6, progress=lambda _: None)
+        await sleep.begun(work)
+        change = await decided(mapped, shards, RANGE, "s0")
+        assert await ended_at(shards, change, move.Stage.FOLLOWING)
+        with pytest.raises(TakenOverError):
+            await sleep.ended()
+        same(before, pairs(mapped, "s0"))
+
+
+@in_a_loop
+async def test_a_counter_is_raised_for_the_mover_only_that_copies(mapped: Mapped) -> None:
+    async with reached(mapped) as shards:
+        guard = mapped.now.guards["s2"]
+        await taking.take_over(shards["s2"], guard, "a" * 32)
+        with pytest.raises(TakenOverError):
+            await raising.raise_counter(shards["s2"], guard, Copies("b" * 32).encode(), 1, lambda _: None)
+        await raising.raise_counter(shards["s2"], guard, Copies("a" * 32).encode(), 1, lambda _: None)
 
 
 @in_a_loop

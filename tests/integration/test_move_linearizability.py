@@ -44,7 +44,7 @@ async def move(mapped: Mapped, range_: KeyRange, target: str, moves: Moves) -> N
             read, revision = (None, 0) if pair is None else (pair.value.decode(), pair.mod_revision)
             moves[key].append(Operation(Kind.MOVE, begun, ended, done=True, read=read, revision=revision))
     async with reached(mapped) as shards:
-        await purge(shards[source], done.map.guards[source], range_, rate=1e6, progress=lambda _: None)
+        await purge(shards[source], done.map.guards[source], range_, copies=None, rate=1e6, progress=lambda _: None)
 
 
 def test_the_history_of_each_key_is_linearizable_while_it_moves(

@@ -230,6 +230,19 @@ def _may_pass(status: Status) -> bool:
     )
 
 
+def still(guard: str, copies: bytes | None) -> list[_Compare]:
+    """The comparisons by which a shard has this guard, and holds these copies; or none, if `copies` is None.
+
+    A shard keeps its guard from the decision on a move until it is opened: the guard alone does not tell whether
+    somebody has begun to copy keys there meanwhile.
+    """
+    if copies is None:
+        held = _Compare(key=COPIES_KEY, target=_Compare.CREATE, result=_Compare.EQUAL, create_revision=0)
+    else:
+        held = equal(COPIES_KEY, copies)
+    return [equal(GUARD_KEY, guard.encode()), held]
+
+
 def equal(key: bytes, value: bytes) -> _Compare:
     """The comparison of a key's value."""
     return _Compare(key=key, target=_Compare.VALUE, result=_Compare.EQUAL, value=value)

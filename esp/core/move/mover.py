@@ -226,10 +226,11 @@ class Mover:
             target,
             self._guard,
             range_,
+            copies=copies.encode(),
             rate=1e9,
             progress=lambda done: self._tell(Told(Stage.CLEARING, done)),
         )
-        await self._raise()
+        await self._raise(copies)
         with failures(target):
             first = (await count(target, range_)).header.revision
         with failures(self._source):
@@ -239,7 +240,7 @@ class Mover:
             raise TakenOverError("another mover copies these keys; leave it to that")
         return begun
 
-    async def _raise(self) -> None:
+    async def _raise(self, copies: Copies) -> None:
         with failures(self._source):
             found = await count(self._source, self._move.range)
         with failures(self._target):
@@ -255,7 +256,13 @@ class Mover:
                 "long; make it anew with a higher one (etcdutl snapshot restore --bump-revision), see docs/move.md"
             )
         if by > 0:
-            await raise_counter(self._target, self._guard, by, lambda done: self._tell(Told(Stage.RAISING, done, by)))
+            await raise_counter(
+                self._target,
+                self._guard,
+                copies.encode(),
+                by,
+                lambda done: self._tell(Told(Stage.RAISING, done, by)),
+            )
 
     async def _copy(self, chain: Chain) -> None:
         snapshot = Snapshot(self._source, self._move.range, chain.copies.base)

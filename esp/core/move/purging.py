@@ -11,10 +11,10 @@ from typing import Final, NamedTuple
 from esp.core.background import all_of
 from esp.core.export import Pages, of_shard
 from esp.core.keys import KeyRange
-from esp.core.move.chain import equal
+from esp.core.move.chain import still
 from esp.core.move.troubles import CALL_SECONDS, TakenOverError, failures
 from esp.core.pb import rpc_pb2
-from esp.core.shard import GUARD_KEY, RANGE, TXN, Shard, ask_for_esp
+from esp.core.shard import RANGE, TXN, Shard, ask_for_esp
 from esp.core.wording import shard_called
 
 PIECE: Final = 200
@@ -28,13 +28,22 @@ class Content(NamedTuple):
     digest: str
 
 
-async def purge(shard: Shard, guard: str, range_: KeyRange, *, rate: float, progress: Callable[[int], object]) -> int:
-    """Deletes all keys of a range, `rate` in a second at most; says how many. Only while the shard has this guard.
+async def purge(
+    shard: Shard,
+    guard: str,
+    range_: KeyRange,
+    *,
+    copies: bytes | None,
+    rate: float,
+    progress: Callable[[int], object],
+) -> int:
+    """Deletes all keys of a range, `rate` in a second at most; says how many.
 
-    By the map of this guard the shard must not own the range.
+    Only while the shard has this guard, by whose map it must not own the range, and holds `copies` under `COPIES_KEY`:
+    those of the mover that clears the range before it copies; or none, for whoever deletes what a move has left.
 
     Raises:
-        TakenOverError: it has another guard.
+        TakenOverError: it has another guard; or somebody copies keys there, who is not this mover.
         MoveError: it refuses, or does not answer.
     """
     begun, done, start = monotonic(), 0, range_.start
@@ -55,13 +64,16 @@ async def purge(shard: Shard, guard: str, range_: KeyRange, *, rate: float, prog
                 shard,
                 TXN,
                 rpc_pb2.TxnRequest(
-                    compare=[equal(GUARD_KEY, guard.encode())],
+                    compare=still(guard, copies),
                     success=[rpc_pb2.RequestOp(request_delete_range=delete)],
                 ),
                 seconds=CALL_SECONDS,
             )
         if not answer.succeeded:
-            raise TakenOverError(f"{shard_called(shard.name)} has another guard by now; its keys are left as they are")
+            raise TakenOverError(
+                f"{shard_called(shard.name)} has another guard by now, or somebody else copies keys there; its keys "
+                "are left as they are"
+            )
         start = end
         done += len(page.kvs)
         progress(done)

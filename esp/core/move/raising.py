@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from esp.core.background import all_of
-from esp.core.move.chain import equal
+from esp.core.move.chain import still
 from esp.core.move.troubles import CALL_SECONDS, TakenOverError, failures
 from esp.core.pb import rpc_pb2
 from esp.core.shard import GUARD_KEY, TXN, Shard, ask_for_esp
@@ -24,15 +24,17 @@ EACH: Final = 32
 """Writes of each writer between two looks at how far it is."""
 
 
-async def raise_counter(target: Shard, guard: str, by: int, progress: Callable[[int], object]) -> None:
+async def raise_counter(target: Shard, guard: str, copies: bytes, by: int, progress: Callable[[int], object]) -> None:
     """Raises the counter by some revisions, or a few more; `progress` is called with how many are done.
 
+    Only while the target holds these `copies`: those of the mover that raises.
+
     Raises:
-        TakenOverError: the target has another guard.
+        TakenOverError: the target has another guard, or another mover copies there.
         MoveError: the target refuses, or does not answer.
     """
     put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=RAISE_KEY))
-    request = rpc_pb2.TxnRequest(compare=[equal(GUARD_KEY, guard.encode())], success=[put])
+    request = rpc_pb2.TxnRequest(compare=still(guard, copies), success=[put])
     done = 0
 
     async def writes() -> None:
@@ -41,7 +43,9 @@ async def raise_counter(target: Shard, guard: str, by: int, progress: Callable[[
             for _ in range(min(EACH, by)):
                 answer = await ask_for_esp(target, TXN, request, seconds=CALL_SECONDS)
                 if not answer.succeeded:
-                    raise TakenOverError(f"{shard_called(target.name)} has another guard by now; look again")
+                    raise TakenOverError(
+                        f"{shard_called(target.name)} has another guard by now, or another mover; look again"
+                    )
             done += EACH
             progress(min(done, by))
 

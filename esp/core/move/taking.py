@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from esp.core.giving_up import MoveError
-from esp.core.move.chain import equal
+from esp.core.move.chain import still
 from esp.core.move.copies import Copies, decode_copies
 from esp.core.move.troubles import CALL_SECONDS, TakenOverError, failures
 from esp.core.pb import rpc_pb2
@@ -14,7 +14,6 @@ from esp.core.shared_map import COPIES_KEY, HELD_KEYS, MapFormatError
 from esp.core.wording import shard_called
 
 _TRIES: Final = 5
-_Compare = rpc_pb2.Compare
 
 
 async def take_over(target: Shard, guard: str, mover: str) -> Copies:
@@ -49,13 +48,7 @@ async def replaced(target: Shard, guard: str, before: bytes | None, copies: Copi
     Raises:
         MoveError: the target refuses, or does not answer.
     """
-    if before is None:
-        was = _Compare(key=COPIES_KEY, target=_Compare.CREATE, result=_Compare.EQUAL, create_revision=0)
-    else:
-        was = equal(COPIES_KEY, before)
     put = rpc_pb2.PutRequest(key=COPIES_KEY, value=copies.encode())
-    request = rpc_pb2.TxnRequest(
-        compare=[equal(GUARD_KEY, guard.encode()), was], success=[rpc_pb2.RequestOp(request_put=put)]
-    )
+    request = rpc_pb2.TxnRequest(compare=still(guard, before), success=[rpc_pb2.RequestOp(request_put=put)])
     with failures(target):
         return (await ask_for_esp(target, TXN, request, seconds=CALL_SECONDS)).succeeded
