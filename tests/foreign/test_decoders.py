@@ -1,6 +1,7 @@
 """Bytes that esp writes by hand: protobufs of other languages must read them as upb does.
 
-scripts/foreign builds the decoders of other languages; a test without its decoder skips.
+scripts/foreign builds the decoders of other languages; a test without its decoder skips. Those of Go and Rust (prost)
+do not run here: the programs in tests/foreign/go and rust read esp's answers in trials, and take no bytes to decode.
 """
 
 from __future__ import annotations
