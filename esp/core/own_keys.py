@@ -10,11 +10,14 @@ from typing import Final
 
 from esp.core import errors
 from esp.core.keys import OPEN_END
+from esp.core.varint import varint
 
 LEASES: Final = 0x6573_7070_726F_7800
 """The lease of the proxy with the number 0; that of number N is N above. No etcd makes such an id by itself in this
 century: the middle bits of its ids are a time in milliseconds."""
 MOST_LEASES: Final = 64
+LEASE_BYTES: Final = varint(LEASES)[1:-1]
+"""What every message has in it that names one of these leases; the bytes around differ by number and by form."""
 FIRST: Final = b"\x01"
 """The first key that is not esp's own."""
 

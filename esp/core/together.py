@@ -71,7 +71,7 @@ class Together:
         self._bound = bound
         self._leaves = False
         self._heir: Registered | None = None
-        self._given = 0  # the newest token that was handed on
+        self._given = 0  # the newest token of this process that was handed on
         tokens = routing().tokens
         self._tokens = tokens
         self.registration = Registration(
@@ -154,7 +154,9 @@ class Together:
         here = self.registration
         number = here.number if here.is_registered and here.number is not None else -1
         fellows = self.fellows
-        return of_fellows(fellows.counters, len(here.others), number, fellows.waiting, self._tokens.adopted)
+        return of_fellows(
+            fellows.counters, len(here.others), number, fellows.waiting, fellows.wanted, self._tokens.adopted
+        )
 
     # The run.
 
@@ -213,20 +215,23 @@ class Together:
                 await self._give(heir)
 
     async def _give(self, heir: Registered) -> None:
-        tokens = self._tokens.newer(self._given)
+        newest, tokens = self._tokens.newest, self._tokens.newer(self._given)
         if tokens:
             await self.fellows.hand_on(heir, tokens)
-            self._given = max(self._given, max(token for token, _ in tokens))
+            self._given = (
+                newest or 1
+            )  # 1: only tokens of others were, which may be newer than what is minted from now on
 
     async def end(self) -> None:
         """Ends the registration, once all tokens are handed on. After the drain, while the shards are connected."""
         heir, here = self._heir, self.registration
-        if heir is not None and self._given:
+        if heir is not None:
             with suppress(PeerError, TimeoutError):
                 async with asyncio.timeout(LEAVE_SECONDS):
                     await self._give(heir)
-                    await self._is_known_as_heir(heir.number)
-                    log.info("%s handed on to the proxy with number %d", counted_tokens(self.fellows), heir.number)
+                    if self._given:
+                        await self._is_known_as_heir(heir.number)
+                        log.info("%s handed on to the proxy with number %d", counted_tokens(self.fellows), heir.number)
         await here.leave(LEAVE_SECONDS)
         self.fellows.close()
 

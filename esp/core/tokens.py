@@ -235,6 +235,11 @@ class Tokens:
         return self._instance
 
     @property
+    def newest(self) -> int:
+        """The newest token of this process; 0 before the first."""
+        return self._newest
+
+    @property
     def last_tick(self) -> int:
         """The tick of the newest token."""
         return self._last_tick

@@ -109,3 +109,29 @@ def test_nothing_is_written_where_another_guard_is(mapped: Mapped) -> None:
         await here.leave(5)
 
     run(mapped, work)
+
+
+def test_a_round_under_way_does_not_register_anew_who_leaves(mapped: Mapped) -> None:
+    async def work(make: Make, _: Mapping[str, Shard]) -> None:
+        here, _tokens = make()
+        await here.begin(5)
+        assert here.is_registered
+        look, has_looked, may_go = here._look, asyncio.Event(), asyncio.Event()
+
+        async def slow(shard: Shard) -> values.Fleet:
+            found = await look(shard)
+            has_looked.set()
+            await may_go.wait()
+            return found
+
+        here._look = slow  # type: ignore[method-assign]
+        under_way = asyncio.create_task(here._round())
+        await has_looked.wait()
+        leaves = asyncio.create_task(here.leave(5))
+        await asyncio.wait((leaves,), timeout=0.2)  # it would be through by then
+        may_go.set()
+        await asyncio.gather(under_way, leaves)
+        assert mapped.read("s0", values.PROXIES, values.PROXIES + b"\xff") == []
+        assert here.number is None
+
+    run(mapped, work)

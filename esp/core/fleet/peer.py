@@ -70,9 +70,8 @@ class Peer:
     def close(self) -> None:
         """Ends the connection."""
         connection, self._connection = self._connection, None
-        if connection is not None and not connection.ended:
-            connection.end(ErrorCode.NO_ERROR, "done")
-            self._context.flush_soon()
+        if connection is not None:
+            self._end(connection, "done")
 
     async def _connected(self) -> ClientConnection:
         async with self._connecting:
@@ -95,14 +94,23 @@ class Peer:
         connection = ClientConnection(self._context, parts.netloc)
         greeted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         connection.on_change = lambda: None if greeted.done() else greeted.set_result(None)
-        async with asyncio.timeout(CONNECT_SECONDS):
-            addresses = await Lookups().addresses(host, CONNECT_SECONDS)
-            tls = (self._tls(), host) if parts.scheme == "https" else None
-            await connect(connection, addresses, port, CONNECT_SECONDS, tls)
-            await greeted
+        try:
+            async with asyncio.timeout(CONNECT_SECONDS):
+                addresses = await Lookups().addresses(host, CONNECT_SECONDS)
+                tls = (self._tls(), host) if parts.scheme == "https" else None
+                await connect(connection, addresses, port, CONNECT_SECONDS, tls)
+                await greeted
+        except BaseException:  # also where who asks has no time left
+            self._end(connection, "it does not answer")
+            raise
         if connection.ended:
             raise OSError("it hangs up")
         return connection
+
+    def _end(self, connection: ClientConnection, why: str) -> None:
+        if not connection.ended:
+            connection.end(ErrorCode.NO_ERROR, why)
+            self._context.flush_soon()
 
     def _tls(self) -> ssl.SSLContext:
         context = any_server(self._files)

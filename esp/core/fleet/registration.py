@@ -93,6 +93,7 @@ class Registration:
         self._written: Registered | None = None
         self._wanted = asyncio.Event()
         self._has_left = False
+        self._turn = asyncio.Lock()  # a round, or the end: a round under way would register anew what has just left
         tokens.numbers = values.DRAWN
 
     @property
@@ -142,11 +143,11 @@ class Registration:
     async def leave(self, seconds: float) -> None:
         """Ends the registration."""
         self._has_left = True
-        shard = self._shards().get(self.shard)
-        if self.number is None or shard is None:
-            return
         with suppress(RpcError, TimeoutError):
-            async with asyncio.timeout(seconds):
+            async with asyncio.timeout(seconds), self._turn:
+                shard = self._shards().get(self.shard)
+                if self.number is None or shard is None:
+                    return
                 last = max(self._tokens.last_tick, self._tokens.now())
                 await self._ask_txn(shard, values.release(self._grant_at, self.number, last))
                 await self._revoke(shard, self.number)
@@ -155,8 +156,11 @@ class Registration:
     # One round.
 
     async def _round(self) -> None:
-        if self._has_left:
-            return
+        async with self._turn:
+            if not self._has_left:
+                await self._register()
+
+    async def _register(self) -> None:
         anchor = self._anchor()
         try:
             await self._keep(anchor)

@@ -24,7 +24,8 @@ from esp.core.shard import GUARD_KEY
 PROXIES: Final = b"\0esp/proxies/"
 NUMBERS: Final = b"\0esp/numbers/"
 SECRET: Final = b"\0esp/secret"
-KEYS: Final = KeyRange(NUMBERS, b"\0esp0")
+KEYS: Final = KeyRange(NUMBERS, SECRET + b"\0")
+"""All of these, and nothing that a move writes: proxies watch them."""
 MOST_KEYS: Final = 160
 """More keys than there can be."""
 MOST_BYTES: Final = 8192

@@ -225,7 +225,9 @@ def of_moves(count: int, unfinished: str) -> list[Family]:
     ]
 
 
-def of_fellows(counts: Mapping[str, int], others: int, number: int, waiting: int, adopted: int) -> list[Family]:
+def of_fellows(
+    counts: Mapping[str, int], others: int, number: int, waiting: int, wanted: int, adopted: int
+) -> list[Family]:
     """The other proxies of the same shards, and the tokens that went between them and this process.
 
     Args:
@@ -233,6 +235,7 @@ def of_fellows(counts: Mapping[str, int], others: int, number: int, waiting: int
         others: the processes that are registered beside this one.
         number: the number that the anchor has given this process; below 0 if none.
         waiting: the calls and watches that wait until others have told.
+        wanted: the tokens that others are asked for.
         adopted: the tokens of others that are known here.
     """
     results = ("asked", "unknown", "told", "given", "taken", "dropped")
@@ -248,6 +251,7 @@ def of_fellows(counts: Mapping[str, int], others: int, number: int, waiting: int
         gauge(
             "esp_proxies_waiting_calls", "Calls and watches that wait until other proxies have told a token.", waiting
         ),
+        gauge("esp_proxies_wanted_tokens", "Tokens that other proxies are asked for at present.", wanted),
         gauge("esp_proxies_tokens", "Tokens of other proxies that are known here.", adopted),
     ]
 

@@ -17,7 +17,7 @@ from esp.core.pb import rpc_pb2
 from esp.core.shard import GUARD_KEY, TXN, Shard, ask_for_esp
 from esp.core.wording import shard_called
 
-RAISE_KEY: Final = b"\0esp/raise"
+RAISE_KEY: Final = b"\0esp/steps"
 """The key that is written for it; nobody reads it."""
 AT_ONCE: Final = 64
 EACH: Final = 32

@@ -31,7 +31,8 @@ MOST_TOKENS: Final = 1000
 """The most tokens in one question."""
 GIVEN_AT_ONCE: Final = 2000
 MOST_WAITING: Final = 10_000
-"""The most calls and watches that wait for tokens; of more, the tokens count as unknown."""
+"""The most calls and watches that wait for tokens, and the most tokens that others are asked for, also if nobody waits
+for them any more; of more, the tokens count as unknown."""
 MOST_UNKNOWN: Final = 10_000
 """The most tokens that are remembered as unknown to all."""
 UNKNOWN_SECONDS: Final = 1.0
@@ -98,6 +99,9 @@ class Fellows:
         self._connect = connect
         self._peers: dict[tuple[str, ...], Peer] = {}
         self._wanted: dict[int, asyncio.Future[bool]] = {}
+        self._since: dict[
+            int, tuple[float, int]
+        ] = {}  # of these: when they were first asked for, and after how many looks
         self._unknown: OrderedDict[int, float] = OrderedDict()
         self._calls: dict[_Waiting, None] = {}
         self._watches = 0
@@ -109,6 +113,11 @@ class Fellows:
     def waiting(self) -> int:
         """The calls and watches that wait for tokens."""
         return len(self._calls) + self._watches
+
+    @property
+    def wanted(self) -> int:
+        """The tokens that others are asked for."""
+        return len(self._wanted)
 
     def installed(self) -> None:
         """Another layout is in force."""
@@ -128,7 +137,7 @@ class Fellows:
             return False
         if not self._others():
             return False
-        if self.waiting >= MOST_WAITING:
+        if self.waiting >= MOST_WAITING or len(self._wanted) >= MOST_WAITING:
             self.counters["dropped"] += 1
             return False
         return True
@@ -168,13 +177,13 @@ class Fellows:
         return found
 
     async def _ask_wanted(self) -> None:
-        since: dict[int, tuple[float, int]] = {}
+        since = self._since
         try:
             while self._wanted:
                 wanted = list(self._wanted)
                 for token in wanted:
                     since.setdefault(token, (monotonic(), self._looks()))
-                may_come = await self._ask(wanted, since)
+                may_come = await self._ask(wanted)
                 for token in wanted:
                     if self._tokens.vector(token) is not None:
                         self._settle(token, is_known=True)
@@ -193,11 +202,12 @@ class Fellows:
             self._unknown.move_to_end(token)
             while len(self._unknown) > MOST_UNKNOWN:
                 self._unknown.popitem(last=False)
+        self._since.pop(token, None)
         waiter = self._wanted.pop(token)
         if not waiter.done():
             waiter.set_result(is_known)
 
-    async def _ask(self, tokens: list[int], since: Mapping[int, tuple[float, int]]) -> set[int]:
+    async def _ask(self, tokens: list[int]) -> set[int]:
         """Asks for tokens; those of them that are to be asked for again.
 
         That is so while a proxy drains, and of which nobody has told until the anchor was asked who there is.
@@ -221,7 +231,7 @@ class Fellows:
         if any(one.leaves for one in others.values()):
             more |= silent
         # The look that was under way when the token came may have been too early.
-        unseen = {token for token in silent if self._looks() < since[token][1] + 2}
+        unseen = {token for token in silent if self._looks() < self._since[token][1] + 2}
         if unseen:
             self._look()
         return more | unseen

@@ -26,6 +26,8 @@ HELD_KEYS: Final = KeyRange(b"\0esp/", b"\0esp0")
 """The keys under which shards hold the map. No copy of clients' keys has them, and they are no stray keys."""
 MAP_KEYS: Final = KeyRange(b"\0esp/", b"\0esp/next\0")
 """Those of these that are about the map and its changes; behind them are those about proxies (`fleet`)."""
+NEWS_KEYS: Final = KeyRange(b"\0esp/guard", b"\0esp/next\0")
+"""Those of these that tell of another map; not the one that each copy of a move writes."""
 MAP_KEY: Final = b"\0esp/map"
 NEXT_KEY: Final = b"\0esp/next"
 

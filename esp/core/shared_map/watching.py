@@ -11,7 +11,7 @@ from esp.core.auth_tokens import OWN
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.shard import Shard
-from esp.core.shared_map.value import MAP_KEYS
+from esp.core.shared_map.value import NEWS_KEYS
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.status import RpcError
 
@@ -20,7 +20,7 @@ PAUSE_SECONDS: Final = 1.0
 _WATCH: Final = b"/etcdserverpb.Watch/Watch"
 
 
-async def watch(shard: Shard, changed: Callable[[], object], keys: KeyRange = MAP_KEYS) -> None:
+async def watch(shard: Shard, changed: Callable[[], object], keys: KeyRange = NEWS_KEYS) -> None:
     """Calls `changed` when keys of esp's own have changed on a shard, or may have because a watch begins. Never ends.
 
     Without `keys`, those of the map.

@@ -4,10 +4,11 @@ import msgspec
 
 from esp.core.fleet import Registered, answering_for, values
 from esp.core.fleet.values import AT_ANCHOR, DRAWN, ELSEWHERE, Fleet, Grant
-from esp.core.own_keys import LEASES, MOST_LEASES, is_own_lease
-from esp.core.pb import kv_pb2
-from esp.core.shared_map import HELD_KEYS
-from esp.core.shared_map.value import MAP_KEYS
+from esp.core.move.raising import RAISE_KEY
+from esp.core.own_keys import LEASE_BYTES, LEASES, MOST_LEASES, is_own_lease
+from esp.core.pb import kv_pb2, rpc_pb2
+from esp.core.shared_map import COPIES_KEY, GUARD_KEY, HELD_KEYS, MAP_KEY, NEXT_KEY
+from esp.core.shared_map.value import MAP_KEYS, NEWS_KEYS
 from esp.core.tokens import INSTANCES
 
 
@@ -23,6 +24,7 @@ def pair(key: bytes, value: bytes, revision: int = 1) -> kv_pb2.KeyValue:
 def test_each_number_is_of_one_kind() -> None:
     assert [*AT_ANCHOR, *ELSEWHERE, *DRAWN] == list(range(INSTANCES))
     assert all(is_own_lease(LEASES + number) for number in range(INSTANCES))
+    assert all(LEASE_BYTES in rpc_pb2.PutRequest(lease=LEASES + n).SerializeToString() for n in range(MOST_LEASES))
     assert not is_own_lease(LEASES - 1)
     assert not is_own_lease(LEASES + MOST_LEASES)
 
@@ -32,6 +34,12 @@ def test_keys_of_proxies_are_esps_own_and_none_of_the_map() -> None:
         assert values.KEYS.start <= key < (values.KEYS.end or b"")
         assert HELD_KEYS.start <= key < (HELD_KEYS.end or b"")
         assert key > (MAP_KEYS.end or b"")
+    for key in (COPIES_KEY, RAISE_KEY):  # each copy of a move writes one of them: no proxy is to wake up
+        assert HELD_KEYS.start <= key < (HELD_KEYS.end or b"")
+        for watched in (values.KEYS, NEWS_KEYS):
+            assert not watched.start <= key < (watched.end or b"")
+    for key in (GUARD_KEY, MAP_KEY, NEXT_KEY):
+        assert NEWS_KEYS.start <= key < (NEWS_KEYS.end or b"")
     most = 2 * INSTANCES + 1
     assert most < values.MOST_KEYS
 

@@ -218,6 +218,9 @@ def test_the_page_on_metrics_has_every_metric(proxy: Proxy) -> None:
     told = {line for line in page.splitlines() if re.match(r"\| `\w+` \| (counter|gauge|histogram) \|", line)}
     found = {
         f"| `{family.name}` | {family.kind} | {', '.join(f'`{label}`' for label in family.labels)} | {family.help} |"
-        for family in (*gathered(proxy).values(), *of_fellows({}, 0, -1, 0, 0))  # those where the shards hold the map
+        for family in (
+            *gathered(proxy).values(),
+            *of_fellows({}, 0, -1, 0, 0, 0),
+        )  # those where the shards hold the map
     }
     assert told == found

@@ -218,6 +218,52 @@ def test_no_more_wait_than_may(monkeypatch: pytest.MonkeyPatch) -> None:
     run(work)
 
 
+def test_tokens_for_which_nobody_waits_any_more_count_until_they_are_settled(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fleet, "MOST_WAITING", 2)
+
+    async def work(world: World) -> None:
+        one, _ = world.add(1)
+        other, fellows = world.add(2)
+        tokens = [one.mint(Vector(("a",), (number,))) for number in range(3)]
+        waiting = [asyncio.ensure_future(other.learn(token)) for token in tokens[:2]]
+        await asyncio.sleep(0)
+        for task in waiting:
+            task.cancel()
+        await asyncio.gather(*waiting, return_exceptions=True)
+        assert (fellows.waiting, fellows.wanted) == (0, 2)
+        assert not other.must_ask(tokens[2])
+        while fellows.wanted:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        assert other.must_ask(tokens[2])
+
+    run(work)
+
+
+def test_when_a_token_was_asked_for_is_forgotten_once_it_is_settled() -> None:
+    """Else it would count as asked for long ago when it is wanted again, and be given up at once."""
+
+    async def work(world: World) -> None:
+        one, _ = world.add(1)
+        other, fellows = world.add(2)
+        first, second, third = (one.mint(Vector(("a",), (number,))) for number in range(3))
+        waiting = asyncio.ensure_future(other.learn(second))
+
+        def on_ask() -> None:
+            if world.asked == 1:
+                fellows._want(third)  # so the questions go on
+            assert set(fellows._since) <= set(fellows._wanted)
+
+        world.on_ask = on_ask
+        await other.learn(first)
+        await waiting
+        while fellows.wanted:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+        assert world.asked == 2
+        assert fellows._since == {}
+
+    run(work)
+
+
 def test_who_is_no_proxy_is_told_nothing() -> None:
     async def work(world: World) -> None:
         _, fellows = world.add(1)
