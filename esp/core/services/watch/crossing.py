@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from itertools import groupby
@@ -30,9 +31,11 @@ from esp.core.services.watch.messages import Response
 from esp.core.services.watch.progress_requests import tells_in_order
 from esp.core.services.watch.tap import Client, Tap
 from esp.core.shard import RANGE, ask
+from esp.core.wire.context import WireContext
 from esp.core.wire.hpack import encode
 from esp.core.wire.message import MessageReader
 from esp.core.wire.status import RpcError
+from esp.core.wire.turns import SLICE
 
 log = logging.getLogger("esp.watch")
 
@@ -56,16 +59,19 @@ class Passage:
 
     Args:
         came: the range that has come to its new owner.
+        context: tells how much fits a turn.
 
     Attributes:
         cut: the last revision of the range on its former owner.
         places: for the reads of its watchers.
     """
 
-    def __init__(self, came: Came) -> None:
+    def __init__(self, came: Came, context: WireContext) -> None:
         self.came = came
         self.cut = came.cut
         self.places = asyncio.Semaphore(AT_ONCE)
+        self._context = context
+        self._to_begin: deque[Crossing] = deque()
         self._opened: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self.learn(Former((came,)))
 
@@ -84,6 +90,32 @@ class Passage:
     async def opened(self) -> int:
         """The revision at which the new owner was opened."""
         return await asyncio.shield(self._opened)
+
+    def add(self, crossing: Crossing) -> None:
+        """Has a watcher begin to go over soon: thousands begin over several turns."""
+        if not self._to_begin:
+            self._context.put_off(self)
+        self._to_begin.append(crossing)
+
+    def go_on(self) -> None:
+        """Has some more watchers begin; those that do not fit a slice follow in the next turns."""
+        clock = self._context.turns.clock
+        stop = clock() + SLICE
+        while self._to_begin:
+            crossing = self._to_begin.popleft()
+            try:
+                crossing.begin()
+            except Exception:
+                crossing.on_bug()
+            if self._to_begin and clock() >= stop:
+                self._context.put_off(self)
+                return
+
+    def on_bug(self) -> None:
+        """An exception came out of `go_on`: the others begin."""
+        log.exception("a bug in esp; watches begin later to go over to the new owner of their keys")
+        if self._to_begin:
+            self._context.put_off(self)
 
 
 class Crosser(Protocol):
@@ -122,14 +154,23 @@ class Crossing:
         self._passage = passage
         self._start = tap.position if tap.position > passage.cut + 1 else 0  # of a watcher from the future
         self._asked: Exchange | None = None
-        tap.cross(passage.cut)
-        stream = watcher.stream
-        self._task = stream.background.start(self._run(), on_bug=stream.outbox.fail)
+        tap.cross(passage.cut)  # now: nothing of after the cut is passed on while the crossing waits to begin
+        self._task: asyncio.Task[None] | None = None
+        self._is_over = False
+        passage.add(self)
+
+    def begin(self) -> None:
+        """Begins to look whether all has come, unless the watcher has ended."""
+        if not self._is_over:
+            stream = self._watcher.stream
+            self._task = stream.background.start(self._run(), on_bug=stream.outbox.fail)
 
     def cancel(self) -> None:
         """The watcher has ended."""
+        self._is_over = True
         self._forget()
-        self._task.cancel()
+        if self._task is not None:
+            self._task.cancel()
 
     def _forget(self) -> None:
         if self._asked is not None:
@@ -189,7 +230,7 @@ class Crossing:
                 tap.came.set()
 
     def on_bug(self) -> None:
-        """An exception came out of `on_upstream_progress`."""
+        """An exception came out of `begin` or `on_upstream_progress`."""
         self._watcher.stream.outbox.on_bug()
 
     # The new owner.

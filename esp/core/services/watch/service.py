@@ -58,6 +58,7 @@ class Watch(Handler):
         self.routing = routing
         self.hides_own_keys = hides_own_keys
         self.background = background
+        self._context = context
         self.positions = Positions(routing.tokens, context)
         self.watchers = context.places("max_watcher_bytes")
         self.moved = Moved(context)
@@ -157,7 +158,7 @@ class Watch(Handler):
             if is_it and [segment.shard for segment in segments] == [came.source]:
                 key = came.range, came.shard, came.epoch
                 if key not in self._passages:
-                    self._passages[key] = Passage(came)
+                    self._passages[key] = Passage(came, self._context)
                 return self._passages[key]
         return None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 import pytest
@@ -11,10 +12,11 @@ from esp.core.former import Came
 from esp.core.keys import KeyRange
 from esp.core.layout import Layout
 from esp.core.routing import Routing
+from esp.core.services.watch import crossing
 from esp.core.services.watch.watcher import Watcher
 from esp.core.shard_map import ShardMap
 from esp.core.wire.limits import Limits
-from tests.core.services.watch.world import Client, World, compacted, created, events, live, put
+from tests.core.services.watch.world import Client, World, canceled, compacted, created, events, live, put
 
 LAST = 1000
 """The revision of the shards that give keys away."""
@@ -166,3 +168,38 @@ def test_a_bug_ends_the_stream_of_one_client_only(fails: int, monkeypatch: pytes
     again = world.client()
     for key in sorted(keys):
         is_told_once(world, again, key)
+
+
+def test_many_watchers_begin_to_go_over_in_several_turns_and_one_that_ends_before_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """All end at once to be told what their former owner does after the cut."""
+    monkeypatch.setattr(crossing, "SLICE", -1.0)  # so that each takes as long as all may
+
+    async def test() -> None:
+        world = World(b"m")
+        client = world.client()
+        calls = [live(world, client, 1, LAST, key=b"n%d" % number) for number in range(4)]
+        world.context.turns.soon = lambda _: None  # so that each turn comes when the test says so
+        before = world.routing.layout
+        parts = [("s0", KeyRange(b"", b"z")), ("s1", KeyRange(b"z", None))]
+        shard_map = ShardMap.build(parts, ["s0", "s1"], before.epoch + 1)
+        came = [Came(KeyRange(b"m", b"z"), "s0", 2 * LAST, LAST, shard_map.epoch, "s1")]
+        after = Layout.of(shard_map, before.shards.values()).behind(before, came)
+        begun = world.spawned
+        world.watch.install(Routing(after, world.routing.tokens))
+        assert world.spawned == begun
+        for call, watch_id in calls:
+            world.etcds[1].says(call, events(watch_id, put(b"n", LAST + 1), shard=1))
+        client.cancels(1)
+        world.etcds[1].all_heard()
+        world.etcds[1].says(calls[1][0], canceled(calls[1][1], LAST + 1, shard=1))
+        numbers = []
+        for _ in range(4):
+            world.context.go_on()
+            numbers.append(world.spawned - begun)
+        assert numbers == [1, 1, 2, 3]
+        assert [message.canceled for message in client.hears()] == [True]
+        assert not world.background.failures
+
+    asyncio.run(test())
