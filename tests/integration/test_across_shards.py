@@ -1,7 +1,8 @@
 """`across_shards: refuse`, for all keys or some: a range that a boundary cuts is refused in every call that has one.
 
 It matters most for a lock whose client sorts by create_revision itself. Over a boundary such a client compares the
-clocks of two shards, and two clients hold the lock.
+clocks of two shards, and two clients hold the lock. `Lock` imitates such a client step by step; the real one, etcd3aio,
+has its trial in tests/foreign/test_locks.py.
 """
 
 from __future__ import annotations
