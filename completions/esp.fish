@@ -294,7 +294,7 @@ complete -c esp -n '__esp_is move' -l purge-rate -r -f -d 'Keys that are deleted
 complete -c esp -n '__esp_is move' -l keep -d 'Delete nothing; a later --resume does.'
 complete -c esp -n '__esp_is move' -l with-locks -d 'Also if locks or elections are in use there.'
 complete -c esp -n '__esp_is move' -l clear -d 'Delete what SHARD has of these keys, and does not own.'
-complete -c esp -n '__esp_is move' -l experimental -d 'Although it is new: docs/move.md.'
+complete -c esp -n '__esp_is move' -l experimental -d 'To begin a move: it is new; docs/move.md.'
 complete -c esp -n '__esp_is move' -l yes -d 'Do it without asking first.'
 complete -c esp -n '__esp_is move' -s o -l output -r -f -a 'table json' -d 'Output format.'
 complete -c esp -n '__esp_is move' -s c -l config -r -F -d 'Config file; else ESP_CONFIG, ./esp.yaml, ./.esp/esp.yaml or /etc/esp/esp.yaml.'

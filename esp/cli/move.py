@@ -16,8 +16,8 @@ commands = typer.Typer()
 @commands.command(
     cls=command(
         [
-            ("esp move --prefix /registry/events/ --to b", "Show what would be done, and ask."),
-            ("esp move k m --to b --yes -o json", "The keys from k up to m, for a script."),
+            ("esp move --prefix a/ --to b --experimental", "Show what would be done, and ask."),
+            ("esp move k m --to b --experimental --yes", "The keys from k up to m, for a script."),
             ("esp move --resume", "Go on with a move that has stopped."),
             ("esp move --abort", "Leave the keys where they were."),
         ],
@@ -49,7 +49,7 @@ def move(
     keep: Annotated[bool, flag("--keep", about="Delete nothing; a later --resume does.")] = False,
     with_locks: Annotated[bool, flag("--with-locks", about="Also if locks or elections are in use there.")] = False,
     clear: Annotated[bool, flag("--clear", about="Delete what SHARD has of these keys, and does not own.")] = False,
-    experimental: Annotated[bool, flag("--experimental", about="Although it is new: docs/move.md.")] = False,
+    experimental: Annotated[bool, flag("--experimental", about="To begin a move: it is new; docs/move.md.")] = False,
     yes: Annotated[bool, flag("--yes", about="Do it without asking first.")] = False,
     output: OutputOption = Format.TABLE,
     config: ConfigOption = None,

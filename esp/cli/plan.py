@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 
-from esp.cli import PARTS
 from esp.cli.frame import command
 from esp.cli.options import (
     Access,
@@ -93,7 +92,6 @@ def plan(
             [module.bytes_of(one) for one in divide or []],
             against,
             to,
-            "move" in PARTS,
             output,
         ),
     )

@@ -91,7 +91,7 @@ def run(config: Path | None, options: Options, confirm: Confirm) -> None:
         raise CommandError("name the keys: --prefix P, or START and END", USAGE)
     if options.keys is not None and options.to is None:
         raise CommandError("--to names the shard that shall own the keys", USAGE)
-    if not options.experimental and not options.abort:
+    if options.keys is not None and not options.experimental:
         raise CommandError(NOT_FINISHED, USAGE)
     try:
         interruptible.run(_run(used, options, confirm))

@@ -55,7 +55,6 @@ class Options:
         divided: prefixes that may be divided anywhere.
         against: whether to show today's map.
         to: the file for the config; None for none.
-        can_move: whether this esp has `esp move`.
         output: format of what is shown.
     """
 
@@ -68,7 +67,6 @@ class Options:
     divided: Sequence[bytes]
     against: bool
     to: Path | None
-    can_move: bool
     output: Format
 
 
@@ -108,7 +106,8 @@ def run(config: Path | None, etcd: Etcd, options: Options) -> None:
         _write(options.to, text)
     plan = Plan(found, wish, proposal, today if options.against else None, weights_of(found.counted, today))
     shown = plan_json.write_plan if options.output is Format.JSON else plan_view.write_plan
-    shown(plan, endpoints, text, options.can_move)
+    is_in_shards = loaded is not None and loaded.guards is not None
+    shown(plan, endpoints, text, is_in_shards)
 
 
 def _check(config: Path | None, etcd: Etcd, options: Options) -> None:

@@ -63,24 +63,16 @@ def _key_text(key: bytes) -> str:
 def move_line(move: Move) -> str:
     """The command line that makes a move."""
     start, end = move.range
-    if start and prefix_end(start) == end:
-        words = ["--prefix", *_words(start)]
-    elif end is None:
-        words = ["--from-key", *_words(start)]
-    else:
-        words = _words(start, end)
-    return f"esp move {' '.join(words)} --to {move.target}"
-
-
-def _words(*keys: bytes) -> list[str]:
-    """Keys as words of a shell."""
+    option = ["--prefix"] if start and prefix_end(start) == end else []
+    keys = [start] if option else [start, end or b""]
     texts = list(_texts(keys))
     if len(texts) < len(keys):
-        return ["--hex", *(key.hex() or "''" for key in keys)]
-    return [shlex.quote(text) for text in texts]
+        option, texts = ["--hex", *option], [key.hex() for key in keys]
+    return shlex.join(["esp", "move", *option, *texts, "--to", move.target, "--experimental"])
 
 
 def _texts(keys: Sequence[bytes]) -> Iterator[str]:
+    """The keys as text, up to the first that cannot be a word of a command line."""
     for key in keys:
         try:
             text = key.decode()

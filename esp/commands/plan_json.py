@@ -15,7 +15,7 @@ from esp.core.shard_map import ShardMap
 
 
 def write_plan(plan: Plan, endpoints: Mapping[str, Sequence[str]], config: str, can_move: bool) -> None:
-    """Writes a plan as JSON."""
+    """Writes a plan as JSON; see `plan_view.write_plan`."""
     proposal, found = plan.proposal, plan.survey
     write_json(
         {

@@ -61,7 +61,7 @@ def _is_the_same(one: Prefix, following: Prefix | None) -> bool:
 
 
 def write_plan(plan: Plan, endpoints: Mapping[str, Sequence[str]], config: str, can_move: bool) -> None:
-    """Writes a plan for people."""
+    """Writes a plan for people; `can_move` is whether the shards hold the map, which `esp move` needs."""
     proposal, measure = plan.proposal, plan.wish.measure
     write_prose(_about(plan))
     write("")
@@ -89,13 +89,7 @@ def write_plan(plan: Plan, endpoints: Mapping[str, Sequence[str]], config: str, 
         write_prose(f"Note: {text}")
     if proposal.moves:
         write("")
-        if can_move:
-            write("To move, in this order:")
-        else:
-            write_prose(
-                "To move, in this order. This esp has no esp move yet: until it has, move each range by hand, as "
-                "docs/operations.md says (Move a range to another shard)."
-            )
+        write_prose(_how_to_move([name for name in proposal.map.names if name not in endpoints], can_move))
         for move in proposal.moves:
             told = f"{counted(move.weights.keys, 'key')}, {size_of(move.weights.bytes)}, from {move.source}"
             write(f"  {'' if can_move else '# '}{move_line(move)}  # {told}")
@@ -103,6 +97,19 @@ def write_plan(plan: Plan, endpoints: Mapping[str, Sequence[str]], config: str, 
         write("As a config:")
         write("")
         write(config.rstrip("\n"))
+
+
+def _how_to_move(new: Sequence[str], can_move: bool) -> str:
+    """What comes before the lines of `esp move`."""
+    if not can_move:
+        return (
+            "To move, in this order. These lines are comments: esp move needs the map in the shards (map: shards in "
+            "the config, docs/map.md). Without it move each range by hand, as docs/operations.md says (Move a range to "
+            "another shard)."
+        )
+    if new:
+        return f"To move, in this order, once esp map apply has added {few(new)} (docs/map.md):"
+    return "To move, in this order:"
 
 
 def _about(plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -183,12 +184,18 @@ class TestShards:
         assert {shard["name"]: shard["keys"] for shard in plan["today"]} == {"s0": 60, "s1": 1, "s2": 1}
         assert {shard["name"]: shard["keys"] for shard in plan["shards"]} == {"s0": 20, "s1": 22, "s2": 20}
         commands = [move["command"] for move in plan["moves"]]
-        assert commands == ["esp move a/y/ a/z/ --to s2", "esp move a/z/ b --to s1", "esp move --from-key c --to s1"]
+        assert commands == [
+            "esp move a/y/ a/z/ --to s2 --experimental",
+            "esp move a/z/ b --to s1 --experimental",
+            "esp move c '' --to s1 --experimental",
+        ]
+        assert plan["esp_move"] is False
         assert [one["name"] for one in plan["revisions"]] == ["s0", "s1", "s2"]
         code, out, _ = run("-c", str(config), "--watch", "0", "--against")
         assert code == 0
         assert "Today's map: the largest shard has 2.90 of a fair share of the keys." in out
-        assert "  # esp move a/y/ a/z/ --to s2" in out
+        assert "  # esp move a/y/ a/z/ --to s2 --experimental  # 20 keys" in out
+        assert "esp move needs the map in the shards" in " ".join(out.split())
         assert max(map(len, out.splitlines()[2:12])) <= 80
 
     def test_an_even_map_stays(self, empty_shards: list[LocalEtcd], tmp_path: Path) -> None:
@@ -210,6 +217,16 @@ class TestShards:
         assert plan["keys"] == 60
         assert {shard["name"]: shard["keys"] for shard in plan["today"]} == {"s0": 60, "s1": 0, "s2": 0}
         assert {shard["name"]: shard["keys"] for shard in plan["shards"]} == {"s0": 20, "s1": 20, "s2": 20}
+        assert plan["esp_move"] is True
+        _, out, _ = run("-c", str(config), "--watch", "0")
+        lines = out.partition("To move, in this order:\n")[2].partition("\n\n")[0].splitlines()
+        assert len(lines) == len(plan["moves"]) > 1
+        for line in lines:
+            words = [*shlex.split(line, comments=True)[1:], "--yes", "--max-pause", "20", "-c", str(config)]
+            done = CliRunner().invoke(app, words)
+            assert done.exit_code == 0, done.output
+        plan = planned("-c", str(config), "--watch", "0", "--against")
+        assert {shard["name"]: shard["keys"] for shard in plan["today"]} == {"s0": 20, "s1": 20, "s2": 20}
 
     def test_through_an_esp(self, start_esp: Esps, empty_shards: list[LocalEtcd]) -> None:
         esp = start_esp(empty_shards, ["b", "c"])

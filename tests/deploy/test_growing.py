@@ -189,7 +189,7 @@ def test_from_one_etcd_to_two_shards(start_etcd: Etcds, start_esp: Esps, tmp_pat
             client.moves_to(esp)
         go_on(stays, moves)
         operator.types("who-is-left")
-        assert "esp move --from-key /app/users/ --to shard-1" in operator.types("plan-two")
+        assert "# esp move /app/users/ '' --to shard-1 --experimental" in operator.types("plan-two")
         planned = (tmp_path / "new.yaml").read_text().replace("http://shard-1.example:2379", two.endpoint)
         (tmp_path / "new.yaml").write_text(planned)
         join = write_config(tmp_path / "join.yaml", [one, two], ["nobody-uses-this/"])

@@ -11,6 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from esp.cli.whole import app
+from esp.core.keys import KeyRange
 from esp.core.local import tied_to_this_process
 from esp.core.pb import rpc_pb2
 from esp.core.shared_map import GUARD_KEY, MAP_KEY, NEXT_KEY, SharedMap, decode
@@ -33,7 +34,9 @@ def run_esp(*arguments: str | Path) -> tuple[int, str]:
 
 
 def move(mapped: Mapped, *arguments: str) -> tuple[int, str]:
-    return run_esp("move", "-c", mapped.path, "--experimental", "--yes", "--max-pause", "20", *arguments)
+    """As it is printed: whoever goes on with a move, or gives it up, does not say again that it is experimental."""
+    new = () if {"--resume", "--abort"} & {*arguments} else ("--experimental",)
+    return run_esp("move", "-c", mapped.path, *new, "--yes", "--max-pause", "20", *arguments)
 
 
 def shared(mapped: Mapped, name: str) -> SharedMap:
@@ -72,6 +75,36 @@ def test_keys_move_with_a_prefix_and_nothing_is_left_of_them(mapped: Mapped) -> 
     assert [line["moved"] for line in lines if "moved" in line] == [True]
     assert lines[-1] == {"purged": 30, "shard": "s2"}
     same(before, pairs(mapped, "s0"))
+
+
+def test_the_first_keys_move_and_those_of_esp_stay_where_they_are(mapped: Mapped) -> None:
+    """A range without a start begins before `\\0esp/`; this one leaves the anchor, for a shard with a stray."""
+    first = KeyRange(b"\x01", b"i")
+    for number in range(30):
+        write(mapped, "s0", put(b"%02d" % (number * 7 % 30), b"%d" % number))
+    before = pairs(mapped, "s0", first)
+    write(mapped, "s2", put(b"stray"), put(b"0-stray"))
+    code, told = move(mapped, "", "i", "--to", "s2")
+    assert (code, "shard s2 has 1 key of" in told) == (1, True), told
+    code, told = move(mapped, "", "i", "--to", "s2", "--clear")
+    assert code == 0, told
+    assert '30 keys in ["", "i") would move' in told
+    assert "shard s0: 30 keys deleted." in told
+    for name in mapped.etcds:
+        assert shared(mapped, name).map.owner(b"0") == "s2"
+    same(before, pairs(mapped, "s2", first))
+    assert pairs(mapped, "s0", first) == []
+    killed_at(mapped, "following", "s0", "", "i")
+    code, told = move(mapped, "--abort")
+    assert code == 0, told
+    assert pairs(mapped, "s0", first) == []
+    code, told = move(mapped, "", "i", "--to", "s0", "--keep")
+    assert code == 0, told
+    code, told = move(mapped, "--resume")
+    assert (code, "shard s2: 30 keys deleted." in told) == (0, True), told
+    for name in mapped.etcds:
+        assert shared(mapped, name).map.owner(b"0") == "s0"
+    same(before, pairs(mapped, "s0", first))
 
 
 def test_what_cannot_move_safely_is_refused(mapped: Mapped) -> None:
@@ -118,10 +151,10 @@ def test_locks_in_use_are_neither_divided_nor_moved_unless_told(mapped: Mapped) 
 STAGES = ("raising", "listing", "copying", "following", "cut", "open", "comparing", "purging")
 
 
-def killed_at(mapped: Mapped, stage: str, target: str) -> None:
+def killed_at(mapped: Mapped, stage: str, target: str, *keys: str) -> None:
     """Ends `esp move` by SIGKILL when it tells of a stage."""
     words = ["move", "-c", str(mapped.path), "--experimental", "--yes", "-o", "json", "--max-pause", "20"]
-    words += ["--prefix", "b", "--to", target]
+    words += [*(keys or ("--prefix", "b")), "--to", target]
     process = subprocess.Popen(
         tied_to_this_process([sys.executable, "-m", "esp", *words]), stdout=subprocess.PIPE, text=True
     )

@@ -15,6 +15,7 @@ from esp.core.move.revisions import Revision, Write
 from esp.core.move.troubles import CompactedError
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import GUARD_KEY, Shard
+from esp.core.shared_map import clients_keys
 from esp.core.wire.call import BrokenCall
 from esp.core.wire.status import Code, RpcError
 from esp.core.wording import shard_called
@@ -44,8 +45,8 @@ class Feed:
     def __init__(self, shard: Shard, range_: KeyRange, after: int, *, fence: bool = False) -> None:
         self.is_live = False
         self._shard = shard
-        self._range = range_
-        self._watched = KeyRange(GUARD_KEY, range_.end) if fence else range_
+        self._range = clients_keys(range_)
+        self._watched = KeyRange(GUARD_KEY, range_.end) if fence else self._range
         self._after = after
         self._waiting: deque[tuple[Revision, int]] = deque()
         self._bytes = 0

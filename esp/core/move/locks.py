@@ -10,6 +10,7 @@ from esp.core.keys import KeyRange
 from esp.core.move.troubles import CALL_SECONDS, failures
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import RANGE, Shard, ask_for_esp
+from esp.core.shared_map import clients_keys
 
 
 class Locks(NamedTuple):
@@ -45,7 +46,7 @@ async def locks_of(source: Shard, range_: KeyRange, progress: Callable[[int], ob
         answer = await ask_for_esp(
             source, RANGE, rpc_pb2.RangeRequest(key=b"\x01", count_only=True), seconds=CALL_SECONDS
         )
-        pages = Pages(of_shard(source), range_, answer.header.revision, keys_only=True)
+        pages = Pages(of_shard(source), clients_keys(range_), answer.header.revision, keys_only=True)
         while (page := await pages.next()) is not None:
             keys += len(page)
             for pair in page:

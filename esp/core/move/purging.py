@@ -15,6 +15,7 @@ from esp.core.move.chain import still
 from esp.core.move.troubles import CALL_SECONDS, TakenOverError, failures
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, TXN, Shard, ask_for_esp
+from esp.core.shared_map import clients_keys
 from esp.core.wording import shard_called
 
 PIECE: Final = 200
@@ -37,7 +38,7 @@ async def purge(
     rate: float,
     progress: Callable[[int], object],
 ) -> int:
-    """Deletes all keys of a range, `rate` in a second at most; says how many.
+    """Deletes all clients' keys of a range, `rate` in a second at most; says how many.
 
     Only while the shard has this guard, by whose map it must not own the range, and holds `copies` under `COPIES_KEY`:
     those of the mover that clears the range before it copies; or none, for whoever deletes what a move has left.
@@ -46,7 +47,7 @@ async def purge(
         TakenOverError: it has another guard; or somebody copies keys there, who is not this mover.
         MoveError: it refuses, or does not answer.
     """
-    begun, done, start = monotonic(), 0, range_.start
+    begun, done, start = monotonic(), 0, clients_keys(range_).start
     while True:
         key, range_end = KeyRange(start, range_.end).to_request()
         with failures(shard):
@@ -97,7 +98,7 @@ async def compared(
 
 async def _content(shard: Shard, range_: KeyRange, revision: int, progress: Callable[[int], object]) -> Content:
     digest, keys = hashlib.sha256(), 0
-    pages = Pages(of_shard(shard), range_, revision)
+    pages = Pages(of_shard(shard), clients_keys(range_), revision)
     while True:
         with failures(shard):
             page = await pages.next()

@@ -18,6 +18,7 @@ from esp.core.move.revisions import Revision, Write
 from esp.core.move.troubles import CALL_SECONDS, failures
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shard import TXN, Method, Shard, ask_for_esp
+from esp.core.shared_map import clients_keys
 from esp.core.wording import counted
 
 MAX_KEYS: Final = 10_000_000
@@ -33,7 +34,7 @@ class Snapshot:
 
     def __init__(self, shard: Shard, range_: KeyRange, base: int) -> None:
         self._shard = shard
-        self._range = range_
+        self._range = clients_keys(range_)
         self._base = base
         self._keys: list[bytes] = []
         self._events: list[int] = []  # revision, place in `_keys`, whether it is the last write of the key

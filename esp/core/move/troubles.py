@@ -11,6 +11,7 @@ from esp.core.giving_up import MoveError
 from esp.core.keys import KeyRange
 from esp.core.pb import rpc_pb2
 from esp.core.shard import RANGE, Shard, ask_for_esp
+from esp.core.shared_map import clients_keys
 from esp.core.wire.status import RpcError
 
 CALL_SECONDS = 10.0
@@ -40,11 +41,11 @@ def failures(shard: Shard) -> Iterator[None]:
 
 
 async def count(shard: Shard, range_: KeyRange, revision: int = 0) -> rpc_pb2.RangeResponse:
-    """The number of keys of a range, in an answer without keys.
+    """The number of clients' keys of a range, in an answer without keys.
 
     Raises:
         RpcError: the shard's.
     """
-    key, range_end = range_.to_request()
+    key, range_end = clients_keys(range_).to_request()
     request = rpc_pb2.RangeRequest(key=key, range_end=range_end, count_only=True, revision=revision)
     return await ask_for_esp(shard, RANGE, request, seconds=CALL_SECONDS)

@@ -51,6 +51,12 @@ Nonce = Callable[[], str]
 """Makes 32 hexadecimal digits that nobody has made before."""
 
 
+def clients_keys(range_: KeyRange) -> KeyRange:
+    """The keys of a range that clients can have: a range from the first key on has no key of esp's own."""
+    assert OWN_KEYS.end is not None, "it has an end"
+    return KeyRange(max(range_.start, OWN_KEYS.end), range_.end)
+
+
 class MapFormatError(ValueError):
     """Bytes that are no map, or a map that has no bytes; the text is a clause for people."""
 
