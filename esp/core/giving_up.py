@@ -43,14 +43,15 @@ class MoveError(Exception):
 async def give_up(change: Next, shards: Mapping[str, Shard], silent: Mapping[str, str], *, by: str) -> SharedMap:
     """Gives a move up, or carries it out if its target is open already; the map that is in force then.
 
-    Anybody may do so at any time.
+    Anybody may do so at any time. If somebody else has ended the move before, the answer is `change.after` if it was
+    carried out, whatever came later, and else the map that is in force by now.
 
     Raises:
         MoveError: a shard that is needed does not answer; the move can be given up later, by anybody.
     """
     decided = await _decided(change, shards, by)
-    if decided is None:
-        return change.after  # somebody has carried it out, or given it up, to the end
+    if isinstance(decided, SharedMap):
+        return decided
     result = decided.result
     try:
         async for outcome in carry_out(decided, shards, silent):
@@ -61,8 +62,8 @@ async def give_up(change: Next, shards: Mapping[str, Shard], silent: Mapping[str
     return result
 
 
-async def _decided(change: Next, shards: Mapping[str, Shard], by: str) -> Next | None:
-    """The change, decided so that anybody can go on with it; None if it is not under way any more."""
+async def _decided(change: Next, shards: Mapping[str, Shard], by: str) -> Next | SharedMap:
+    """The change, decided so that anybody can go on with it; or to which map it has led, if it has ended."""
     anchor = shards.get(change.after.anchor)
     if anchor is None:
         raise MoveError(f"{shard_called(change.after.anchor)} decides on the map, and is not reached")
@@ -83,9 +84,18 @@ async def _decided(change: Next, shards: Mapping[str, Shard], by: str) -> Next |
         held = (await read([anchor], CALL_SECONDS))[anchor.name]
         if isinstance(held, Held):
             if held.next is None or held.next.after != change.after:
-                return None
+                return _led_to(change, held)
             change = held.next
     raise MoveError(str(failure))
+
+
+def _led_to(change: Next, anchor: Held) -> SharedMap:
+    """The map to which a move has led that somebody has ended, by what the anchor holds: each change ends there."""
+    if anchor.map is None:
+        raise MoveError(
+            f"{shard_called(change.after.anchor)} does not tell the map any more; look again (esp map show)"
+        )
+    return change.after if any(one.epoch == change.after.epoch for one in anchor.map.moves) else anchor.map
 
 
 class Hanging:

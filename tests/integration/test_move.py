@@ -388,6 +388,40 @@ async def test_a_counter_is_raised_for_the_mover_only_that_copies(mapped: Mapped
 
 
 @in_a_loop
+async def test_a_mover_that_slept_after_the_cut_tells_that_others_gave_the_move_up(mapped: Mapped) -> None:
+    write(mapped, "s0", put(b"b1", b"1"))
+    result: SharedMap | None = None
+    async with reached(mapped) as shards:
+        change = await decided(mapped, shards, RANGE, "s2")
+
+        class Sleeper(Mover):
+            async def _cut(self) -> int:
+                await super()._cut()
+                nonlocal result
+                result = await give_up(self._change, shards, {}, by="tests")
+                raise TimeoutError
+
+        with pytest.raises(GivenUpError, match="the range stays with shard s0"):
+            await Sleeper(change, shards, {}, lambda _: None, margin=None, by="tests").run()
+        assert result is not None
+        assert result.map.owner(b"b1") == "s0"
+        assert await give_up(change, shards, {}, by="tests") == result
+    all_hold(await held(mapped), result)
+
+
+@in_a_loop
+async def test_who_gives_up_a_move_that_was_carried_out_hears_so_also_after_another_move(mapped: Mapped) -> None:
+    write(mapped, "s0", put(b"b1", b"1"))
+    async with reached(mapped) as shards:
+        change = await decided(mapped, shards, RANGE, "s2")
+        done = await Mover(change, shards, {}, lambda _: None, margin=None, by="tests").run()
+        assert await give_up(change, shards, {}, by="tests") == done.map
+    await moved(mapped, RANGE, "s1")
+    async with reached(mapped) as shards:
+        assert await give_up(change, shards, {}, by="tests") == done.map
+
+
+@in_a_loop
 async def test_a_move_that_takes_too_long_is_given_up(mapped: Mapped) -> None:
     write(mapped, "s0", put(b"b1", b"1"))
     with pytest.raises(GivenUpError, match=r"the range stays with shard s0: it took longer than 0.001 s"):

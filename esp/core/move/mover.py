@@ -179,6 +179,7 @@ class Mover:
         there = await self._look(self._target)
         held = await self._look(self._source)
         if there.guard == self._change.after.guards[self._target.name]:  # another mover has opened it
+            self._must_hold(self._source, held)
             await self._told()
             return Moved(self._change.after, held.guard_revision, there.guard_revision, 0, 0, None)
         copies = await take_over(self._target, self._guard, self._move.mover)
@@ -344,11 +345,21 @@ class Mover:
                 if not isinstance(error, (MoveError, ChangeError, RpcError, TimeoutError)):
                     raise
                 raise GivenUpError(f"the range stays with {shard_called(self._source.name)}: {why}") from None
-            held = await self._look(self._target)
-            opened, pause, fence = held.guard_revision, None, fence or 0
+            here, there = await self._look(self._source), await self._look(self._target)
+            self._must_hold(self._source, here)
+            self._must_hold(self._target, there)
+            opened, pause, fence = there.guard_revision, None, here.guard_revision
         self._tell(Told(Stage.OPEN, chain.keys, None, chain.bytes))
         await self._told()
         return Moved(self._change.after, fence, opened, chain.keys, chain.bytes, pause)
+
+    def _must_hold(self, shard: Shard, held: Held) -> None:
+        """Refuses a shard that has another guard than the move gave it: what it holds tells nothing of the move."""
+        if held.guard != self._change.after.guards[shard.name]:
+            raise TakenOverError(
+                f"{shard_called(self._target.name)} owns the range since epoch {self._change.after.epoch}, but the map "
+                "has changed again since; esp map show tells it, and esp move --resume deletes what is left"
+            )
 
     async def _cut(self) -> int:
         """The revision at which the source is cut."""
