@@ -31,7 +31,7 @@ _REASONS = {
     Fate.LIVE: "its owner has the key, with another value",
     Fate.NO_LEASE: "its owner lacks the key's lease; esp lease-sync --apply grants it",
     Fate.CHANGED: "it was written meanwhile, where it strayed; compare it with its owner's",
-    Fate.LEFT: "a move has left it, and its owner may have deleted it since; --fix-strays delete deletes it here",
+    Fate.LEFT: "a move may have left it, and its owner may have deleted it since; --fix-strays delete deletes it here",
 }
 _COLUMNS = {
     Fate.MOVED: "MOVED",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -222,12 +223,21 @@ class _Moving:
                 done = await mover.run()
             except GivenUpError:
                 await self._again()
+                await self._purge_copies(change)
                 raise
         view.write_moved(change, done, options.output)
         assert change.move is not None, "it moves keys"
         if not options.keep:
             await self._compare(change, done)
             await self._purge(done.map, change.move.source, change.move.range)
+
+    async def _purge_copies(self, change: Next) -> None:
+        """Deletes what the target has got of a move that was given up."""
+        assert change.move is not None, "it moves keys"
+        if self._options.keep or self._told.change is not None:
+            return
+        with suppress(MoveError, CommandError):  # esp check tells what is left; that it was given up matters more
+            await self._purge(self._told.map, change.move.target, change.move.range)
 
     async def _compare(self, change: Next, done: Moved) -> None:
         """Compares what was cut with what was opened, before it is deleted."""
@@ -255,6 +265,8 @@ class _Moving:
             )
 
     async def _purge(self, map_: SharedMap, name: str, range_: KeyRange) -> None:
+        if any(part.shard == name for part in map_.map.split(range_)):
+            raise CommandError(f"the map has changed again, and {shard_called(name)} owns keys of that range")
         shard = self._reached(name)
         with view.progress(self._options.output) as show:
             with failures(shard):

@@ -135,14 +135,17 @@ def test_what_a_move_copies_and_leaves_is_no_stray_that_could_be_moved(
         stub.Put(rpc_pb2.PutRequest(key=GUARD_KEY, value=after.guards[name].encode()))
         stub.Put(rpc_pb2.PutRequest(key=MAP_KEY, value=after.encode()))
     kvs[0].DeleteRange(rpc_pb2.DeleteRangeRequest(key=b"x/1"))  # by a client, after the move
-    assert "a move has left them; esp check --fix-strays delete deletes them" not in esp(mapped, "check")[1]
+    assert "a move may have left them; esp check --fix-strays delete deletes them" not in esp(mapped, "check")[1]
     text = esp(mapped, "check", "--keys")[1]
-    assert '1 stray key in ["x/", "x0"), which shard s0 owns: "x/1"; no client sees them there; a move has left' in text
+    assert (
+        '1 stray key in ["x/", "x0"), which shard s0 owns: "x/1"; no client sees them there; a move may have left'
+        in text
+    )
     code, out, err = esp(mapped, "check", "--fix-strays", "move", "--apply", "-o", "json")
     fates = [fate for part in json.loads(out)["ranges"] for fate, count in part["fates"].items() if count]
-    assert (code, sorted(fates)) == (1, ["left", "moved"]), err
+    assert (code, sorted(fates)) == (1, ["left", "left"]), err
     assert kvs[0].Range(rpc_pb2.RangeRequest(key=b"x/1")).count == 0
-    assert kvs[2].Range(rpc_pb2.RangeRequest(key=b"y")).count == 1
+    assert kvs[2].Range(rpc_pb2.RangeRequest(key=b"y")).count == 0  # it may be a copy of a move that was given up
     assert esp(mapped, "check", "--fix-strays", "delete", "--apply")[0] == 0
     assert kvs[2].Range(rpc_pb2.RangeRequest(key=b"x/1")).count == 0
 

@@ -142,7 +142,7 @@ class Stray:
     """The stray keys of one range: their number, the shard that owns the range, and the first few of them.
 
     Attributes:
-        is_left: the range has come to its owner from another shard (`esp move`), which may have left the keys.
+        is_left: a move (`esp move`) may have left the keys there, carried out or given up.
     """
 
     range: KeyRange

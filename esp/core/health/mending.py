@@ -74,7 +74,7 @@ class Fate(StrEnum):
     CHANGED = "changed"
     """Kept: the key was written meanwhile, where it strayed."""
     LEFT = "left"
-    """Kept: a move of the range has left the key. Its owner got it then, and may have deleted it since."""
+    """Kept: a move may have left the key, carried out or given up. Its owner had it, and may have deleted it since."""
     GONE = "gone"
     """Deleted meanwhile."""
 
@@ -218,17 +218,22 @@ class _Guarded:
             if len(some) == 1 and not self._is_mapped:  # not in another one: --max-txn-ops counts both
                 return [await self.ask(TXN, some[0])]
             request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_txn=op) for op in some])
-            if self._is_mapped:
-                request.compare.append(_NO_COPIES)
-            answer = await self.ask(TXN, request)
-            if not answer.succeeded:
-                raise MendError(
-                    f"keys are being copied to {shard_called(self.client.name)} by esp move; what is done is done: run "
-                    "the command again when that has ended"
-                )
+            answer = await self._without_copies(request)
             return [response.response_txn for response in answer.responses]
 
         return await self._in_parts(ops, ask)
+
+    async def _without_copies(self, request: rpc_pb2.TxnRequest) -> rpc_pb2.TxnResponse:
+        """The answer to a Txn that has no comparison: it is done only if nobody copies keys to the shard."""
+        if self._is_mapped:
+            request.compare.append(_NO_COPIES)
+        answer: rpc_pb2.TxnResponse = await self.ask(TXN, request)
+        if not answer.succeeded:
+            raise MendError(
+                f"keys are being copied to {shard_called(self.client.name)} by esp move; what is done is done: run "
+                "the command again when that has ended"
+            )
+        return answer
 
     async def read(self, requests: Sequence[rpc_pb2.RangeRequest]) -> list[kv_pb2.KeyValue]:
         """The keys that several Ranges find, which are made in one Txn or in few.
@@ -239,7 +244,7 @@ class _Guarded:
 
         async def ask(some: Sequence[rpc_pb2.RangeRequest]) -> list[kv_pb2.KeyValue]:
             request = rpc_pb2.TxnRequest(success=[rpc_pb2.RequestOp(request_range=read) for read in some])
-            answer = await self.ask(TXN, request)
+            answer = await self._without_copies(request)
             return [kv for response in answer.responses for kv in response.response_range.kvs]
 
         return await self._in_parts(requests, ask)
