@@ -12,10 +12,11 @@ import grpc.aio
 import pytest
 
 from esp.core.local import LocalEtcd
+from esp.core.own_keys import LEASES
 from esp.core.pb import auth_pb2, rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.proxy import Proxy
 from esp.core.shared_map import GUARD_KEY, MAP_KEY
-from tests.harness import Etcds, peer
+from tests.harness import Etcds, connect, peer
 from tests.integration.mapped import Mapped, proxy_of
 from tests.stubs import rpc_pb2_grpc, v3election_pb2_grpc, v3lock_pb2_grpc
 
@@ -177,6 +178,53 @@ def test_a_call_for_keys_of_esps_own_is_refused(mapped: Mapped) -> None:
         assert (await outcome(stream.read()))[0] == grpc.StatusCode.UNIMPLEMENTED
 
     serve(mapped, work)
+
+
+NO_LEASE = (grpc.StatusCode.NOT_FOUND, "etcdserver: requested lease not found")
+
+
+def lease_calls(clients: Clients, lease: int) -> Iterator[Awaitable[Any]]:
+    """Calls that use a lease."""
+    put = Op(request_put=Put(key=b"a", lease=lease))
+    leader = v3election_pb2.LeaderKey(name=b"n", key=b"n/1", lease=lease)
+    for metadata in ([], [("esp-shard", "s0")]):
+        yield clients.kv.Put(Put(key=b"a", value=b"v\0", lease=lease), metadata=metadata)
+        yield clients.kv.Put(Put(key=b"a", lease=lease), metadata=metadata)
+        yield clients.kv.Txn(Txn(success=[put]), metadata=metadata)
+        yield clients.kv.Txn(Txn(success=[Op(request_txn=Txn(failure=[put]))]), metadata=metadata)
+        yield clients.lock.Lock(v3lock_pb2.LockRequest(name=b"n", lease=lease), metadata=metadata)
+        yield clients.election.Campaign(v3election_pb2.CampaignRequest(name=b"n", lease=lease), metadata=metadata)
+        yield clients.election.Proclaim(v3election_pb2.ProclaimRequest(leader=leader), metadata=metadata)
+        yield clients.election.Resign(v3election_pb2.ResignRequest(leader=leader), metadata=metadata)
+
+
+def test_nobody_uses_or_keeps_alive_a_lease_of_esps_own(mapped: Mapped) -> None:
+    with connect(mapped.etcds["s0"][0]) as channel:
+        leases = rpc_pb2_grpc.LeaseStub(channel)
+        leases.LeaseGrant(rpc_pb2.LeaseGrantRequest(ID=LEASES + 5, TTL=600))
+
+        async def work(clients: Clients) -> None:
+            outcomes = await asyncio.gather(*(outcome(call) for call in lease_calls(clients, LEASES + 5)))
+            assert set(outcomes) == {NO_LEASE}
+            stub: Any = rpc_pb2_grpc.LeaseStub(clients.channel)
+            for metadata in ([], [("esp-shard", "s0")]):
+                revoke = rpc_pb2.LeaseRevokeRequest(ID=LEASES + 5)
+                assert await outcome(stub.LeaseRevoke(revoke, metadata=metadata)) == NO_LEASE
+                grant = rpc_pb2.LeaseGrantRequest(ID=LEASES + 6, TTL=600)
+                code, _ = await outcome(stub.LeaseGrant(grant, metadata=metadata))
+                assert code == grpc.StatusCode.FAILED_PRECONDITION
+            other = await stub.LeaseGrant(rpc_pb2.LeaseGrantRequest(TTL=600))
+            call = stub.LeaseKeepAlive()
+            for lease, ttl in ((LEASES + 5, 0), (other.ID, 600), (LEASES + 5, 0)):
+                await call.write(rpc_pb2.LeaseKeepAliveRequest(ID=lease))
+                answer = await call.read()
+                assert lease == answer.ID
+                assert ttl == answer.TTL
+                assert answer.header.revision > 0
+            call.cancel()
+
+        serve(mapped, work)
+        assert leases.LeaseTimeToLive(rpc_pb2.LeaseTimeToLiveRequest(ID=LEASES + 5)).grantedTTL == 600
 
 
 UNUSUAL = [

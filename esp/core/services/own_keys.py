@@ -1,4 +1,4 @@
-"""Puts handlers behind a look at the keys of requests, where the shards hold the map: none is for keys of esp's own.
+"""Puts handlers behind a look at requests, where the shards hold the map: none is for keys or with leases of esp's own.
 
 Every handler that the router finds goes through `around`, also those that a client's `esp-shard` names. KV's clip
 ranges (`kv.clipping`), the Watch service does so itself.
@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from esp.core import errors
 from esp.core.keys import OPEN_END
-from esp.core.own_keys import FIRST, is_own
+from esp.core.own_keys import FIRST, is_own, is_own_lease, may_name_lease
 from esp.core.pb import rpc_pb2, v3election_pb2, v3lock_pb2
 from esp.core.services.handlers import Around, PassStream, parse
 from esp.core.services.kv import without_own_keys
@@ -48,6 +48,19 @@ def _leader(request: Any) -> bool:
     return is_own(request.leader.key) or is_own(request.leader.name)
 
 
+def _nothing(_: Any) -> bool:
+    return False
+
+
+def _lease(request: Any) -> int:
+    """The lease that a request names; 0 for none."""
+    if isinstance(request, (rpc_pb2.LeaseGrantRequest, rpc_pb2.LeaseRevokeRequest)):
+        return request.ID
+    holder = request.leader if hasattr(request, "leader") else request
+    lease: int = getattr(holder, "lease", 0)
+    return lease
+
+
 def _granted(request: Any) -> bool:
     return _permission(request.perm)
 
@@ -66,6 +79,8 @@ _LOOKED_INTO: Final[Mapping[bytes, tuple[type[Message], Touches]]] = {
     b"/v3electionpb.Election/Leader": (v3election_pb2.LeaderRequest, _name),
     OBSERVE: (v3election_pb2.LeaderRequest, _name),
     b"/v3electionpb.Election/Resign": (v3election_pb2.ResignRequest, _leader),
+    b"/etcdserverpb.Lease/LeaseGrant": (rpc_pb2.LeaseGrantRequest, _nothing),
+    b"/etcdserverpb.Lease/LeaseRevoke": (rpc_pb2.LeaseRevokeRequest, _nothing),
     b"/etcdserverpb.Auth/RoleGrantPermission": (rpc_pb2.AuthRoleGrantPermissionRequest, _granted),
     b"/etcdserverpb.Auth/RoleRevokePermission": (rpc_pb2.AuthRoleRevokePermissionRequest, _permission),
 }
@@ -94,13 +109,17 @@ class _LookedInto(Around):
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Gives the request on, or refuses it."""
-        if message.find(b"\0", PREFIX_SIZE) >= 0:
+        if may_name_lease(message) or message.find(b"\0", PREFIX_SIZE) >= 0:
             try:
-                own = self._touches(parse(self._request, message))
+                request = parse(self._request, message)
             except RpcError as error:
                 stream.finish(error.status)
                 return
-            if own:
+            if self._touches(request):
                 stream.finish(errors.OWN_KEYS)
+                return
+            if is_own_lease(_lease(request)):
+                is_grant = self._request is rpc_pb2.LeaseGrantRequest
+                stream.finish(errors.LEASE_EXISTS if is_grant else errors.LEASE_NOT_FOUND)
                 return
         self.inner.on_message(stream, message)

@@ -5,7 +5,7 @@ import msgspec
 from esp.core.fleet import Registered, answering_for, values
 from esp.core.fleet.values import AT_ANCHOR, DRAWN, ELSEWHERE, Fleet, Grant
 from esp.core.move.raising import RAISE_KEY
-from esp.core.own_keys import LEASE_BYTES, LEASES, MOST_LEASES, is_own_lease
+from esp.core.own_keys import LEASES, MOST_LEASES, is_own_lease, may_name_lease
 from esp.core.pb import kv_pb2, rpc_pb2
 from esp.core.shared_map import COPIES_KEY, GUARD_KEY, HELD_KEYS, MAP_KEY, NEXT_KEY
 from esp.core.shared_map.value import MAP_KEYS, NEWS_KEYS
@@ -24,7 +24,7 @@ def pair(key: bytes, value: bytes, revision: int = 1) -> kv_pb2.KeyValue:
 def test_each_number_is_of_one_kind() -> None:
     assert [*AT_ANCHOR, *ELSEWHERE, *DRAWN] == list(range(INSTANCES))
     assert all(is_own_lease(LEASES + number) for number in range(INSTANCES))
-    assert all(LEASE_BYTES in rpc_pb2.PutRequest(lease=LEASES + n).SerializeToString() for n in range(MOST_LEASES))
+    assert all(may_name_lease(rpc_pb2.PutRequest(lease=LEASES + n).SerializeToString()) for n in range(MOST_LEASES))
     assert not is_own_lease(LEASES - 1)
     assert not is_own_lease(LEASES + MOST_LEASES)
 

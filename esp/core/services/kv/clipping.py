@@ -1,4 +1,4 @@
-r"""Requests of KV without the keys of esp's own, where the shards hold the map.
+r"""Requests of KV without the keys and leases of esp's own, where the shards hold the map.
 
 Nearly all requests have no zero byte at all, or a usual form in which the key is found at once, and go on as they came.
 """
@@ -10,7 +10,8 @@ from typing import Any, Final
 
 from google.protobuf.message import Message
 
-from esp.core.own_keys import FIRST, clipped
+from esp.core import errors
+from esp.core.own_keys import FIRST, clipped, is_own_lease, may_name_lease
 from esp.core.pb import rpc_pb2
 from esp.core.services.handlers import Around, parse
 from esp.core.services.kv.peek import put_key, range_key, txn_key
@@ -33,7 +34,7 @@ def without_own_keys(path: bytes, handler: Handler) -> Handler:
     """The handler of an RPC of KV, around the one that may send on what it gets; other RPCs have that one itself."""
     match path.removeprefix(_KV):
         case b"Put":
-            return _Clipping(handler, rpc_pb2.PutRequest, put_key, _clip_key)
+            return _Clipping(handler, rpc_pb2.PutRequest, put_key, _check_put)
         case b"Range" | b"RangeStream":
             return _Clipping(handler, rpc_pb2.RangeRequest, _range_key, _clip_range)
         case b"DeleteRange":
@@ -67,10 +68,11 @@ class _Clipping(Around):
 
     def on_message(self, stream: ServerCall, message: bytes) -> None:
         """Gives the request on, clipped where it has to be."""
-        if message.find(b"\0", PREFIX_SIZE) < 0 or (self._peek(message) or b"\0")[0]:
-            self.inner.on_message(stream, message)
-        else:
+        has_own_key = message.find(b"\0", PREFIX_SIZE) >= 0 and not (self._peek(message) or b"\0")[0]
+        if has_own_key or may_name_lease(message):
             self.look(stream, message)
+        else:
+            self.inner.on_message(stream, message)
 
     def look(self, stream: ServerCall, message: bytes) -> None:
         """Looks into a request that may be for keys of esp's own."""
@@ -91,13 +93,13 @@ class _ClippingTxn(_Clipping):
         self.quick = False
 
     def look(self, stream: ServerCall, message: bytes) -> None:
-        """Looks into a transaction that may be for keys of esp's own."""
+        """Looks into a transaction that may be for keys of esp's own, or with its leases."""
         stream.connection.do(self._steps(stream, message))
 
     def _steps(self, stream: ServerCall, message: bytes) -> Iterator[None]:
         found = yield from look(message, PREFIX_SIZE, _TWO)
         held = 0
-        if _may_be_own(found):
+        if _may_be_own(found) or may_name_lease(message):
             held = len(message) + found.parts * _PART_BYTES
             if not stream.hold(held):
                 stream.finish(OVERLOADED)
@@ -122,7 +124,7 @@ def _clipped_txn(message: bytes) -> Generator[None, None, bytes]:
     """The transaction, clipped in steps.
 
     Raises:
-        RpcError: it names keys of esp's own only, or is no transaction.
+        RpcError: it names keys of esp's own only, or its leases, or is no transaction.
     """
     request = parse(rpc_pb2.TxnRequest, message)
     pace, waiting, changed = Pace(), [request], False
@@ -135,7 +137,7 @@ def _clipped_txn(message: bytes) -> Generator[None, None, bytes]:
         for operation in (*one.success, *one.failure):
             match operation.WhichOneof("request"):
                 case "request_put":
-                    _clip_key(operation.request_put)
+                    _check_put(operation.request_put)
                 case "request_range":
                     changed |= _clip_range(operation.request_range)
                 case "request_delete_range":
@@ -151,8 +153,10 @@ def _range_key(message: bytes) -> bytes | None:
     return range_key(message, PREFIX_SIZE)
 
 
-def _clip_key(request: Any) -> bool:
+def _check_put(request: Any) -> bool:
     clipped(request.key, b"")
+    if is_own_lease(request.lease):
+        raise errors.LEASE_NOT_FOUND.error()
     return False
 
 

@@ -166,7 +166,7 @@ class LeaseKeepAlive(Handler):
         if keepalive.echo and ttl > 0:
             answer = keepalive.echo + _TTL + varint(ttl)
         else:
-            answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.id, TTL=ttl).SerializeToString()
+            answer = rpc_pb2.LeaseKeepAliveResponse(ID=keepalive.told, TTL=ttl).SerializeToString()
         return prefix(self._header(keepalive.headers) + answer)
 
     def _header(self, headers: dict[str, rpc_pb2.ResponseHeader | None]) -> bytes:

@@ -18,6 +18,7 @@ from google.protobuf.message import DecodeError
 
 from esp.core import errors
 from esp.core.background import Background
+from esp.core.own_keys import is_own_lease
 from esp.core.pb import rpc_pb2
 from esp.core.services.lease.keepalive_lane import Lane
 from esp.core.wire.hpack import Fields
@@ -46,6 +47,9 @@ class Keepalive:
     """One request of a client, and the shards' answers so far.
 
     Attributes:
+        id: the lease that the shards are asked for.
+        told: the lease that the client has named. If clients see no such lease, the shards are asked for lease 0, which
+            cannot exist.
         body: the request, with its prefix.
         sent: the time of sending, on the monotonic clock.
         size: bytes of the client's window to give back when the keepalive is over.
@@ -69,12 +73,16 @@ class Keepalive:
         "is_sure",
         "sent",
         "size",
+        "told",
         "ttls",
     )
 
     def __init__(self, call: KeepaliveCall, message: bytes, sent: float, shards: Iterable[str]) -> None:
         self.call = call
-        lease_id = self.id = _parse(message).ID
+        lease_id = self.id = self.told = _parse(message).ID
+        if is_own_lease(lease_id) and call.hides_own_leases:
+            lease_id, message = 0, b""
+            self.id = 0
         # Nothing but the id, in the shortest form: an answer then has the same bytes behind another tag.
         is_plain = lease_id > 0 and message[0] == _REQUEST_TAG and len(message) == (lease_id.bit_length() + 13) // 7
         self.echo = _ANSWER_TAG + message[1:] if is_plain else b""
@@ -210,6 +218,11 @@ class KeepaliveCall(Sink):
         self._half_closed = False
         self._owed = 0
         stream.sink = self
+
+    @property
+    def hides_own_leases(self) -> bool:
+        """Whether clients see no leases of proxies, because the shards hold the map."""
+        return any(lane.shard.guard is not None for lane in self.lanes.lanes.values())
 
     # From the client.
 

@@ -54,8 +54,8 @@ GRANT_SECONDS: Final = 2.0
 DEFAULT_SECONDS: Final = 7.0
 """Seconds that esp waits for a shard if the client sets no deadline: as long as an etcd waits for its cluster."""
 ID_TRIES: Final = 3
-LEASES_PATHS: Final = frozenset((LEASE_TIME_TO_LIVE.path, LEASE_LEASES.path))
-"""The RPCs that would show the leases of proxies also with one shard, if they were passed on."""
+LEASES_PATHS: Final = frozenset((LEASE_TIME_TO_LIVE.path, LEASE_LEASES.path, KEEPALIVE_PATH))
+"""The RPCs that would show or keep alive the leases of proxies also with one shard, if they were passed on."""
 LEASES_AT_ONCE: Final = 1024
 """Leases of one shard that are copied to the answer between two turns of the loop."""
 
