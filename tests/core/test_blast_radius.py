@@ -37,9 +37,12 @@ from esp.core.shard import Shard
 from esp.core.shard.dialler import Dialler
 from esp.core.shard.link import Link, ParkedCall
 from esp.core.shard.links import Links
-from esp.core.tokens import Tokens
+from esp.core.tokens import Tokens, UnknownTokenError, Vector
+from esp.core.wire.context import WireContext
 from esp.core.wire.frames import ErrorCode
+from esp.core.wire.limits import Limits
 from esp.core.wire.listener import Listener
+from esp.core.wire.server_stream import ServerCall
 from tests.harness import freeze
 from tests.stubs import rpc_pb2_grpc
 
@@ -149,6 +152,19 @@ class Nobody:
         raise AssertionError("there was no finding")
 
 
+class Stranger:
+    """Another proxy, which may know every token, and tells none."""
+
+    def may_know(self, token: int) -> bool:
+        return True
+
+    def take(self, stream: ServerCall, message: bytes, error: UnknownTokenError) -> None:
+        raise AssertionError("only a watch has such a token")
+
+    async def learn(self, token: int) -> None:
+        raise AssertionError("the bug comes before")
+
+
 class Scene:
     """A proxy over two etcds, and somebody who meets the bug."""
 
@@ -230,6 +246,12 @@ class Scene:
         create = rpc_pb2.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=revision)
         await self.victim.watches[2].write(rpc_pb2.WatchRequest(create_request=create))
 
+    async def resumes_by_a_token_of_another_proxy(self) -> None:
+        self.proxy.routing.tokens.elsewhere = Stranger()
+        token = Tokens(WireContext(Limits()), instance=2).mint(Vector(("s0", "s1"), (1, 1)))
+        create = rpc_pb2.WatchCreateRequest(key=b"\0", range_end=b"\0", start_revision=token)
+        await self.victim.watches[2].write(rpc_pb2.WatchRequest(create_request=create))
+
     async def sends_too_many_operations(self) -> None:
         put = rpc_pb2.RequestOp(request_put=rpc_pb2.PutRequest(key=b"b"))
         with pytest.raises(grpc.aio.AioRpcError, match="too many operations"):
@@ -272,6 +294,7 @@ PLACES: list[tuple[object, str, Callable[[Scene], Awaitable[None]], str]] = [
     (keepalive.LeaseKeepAlive, "answer", Scene.renews, "a keepalive"),
     (Upstream, "_reopen", Scene.reopens_a_watch, "Upstream._reopen"),
     (Watcher, "_ask_others", Scene.resumes_where_another_process_may_know_it, "Watcher._ask_others"),
+    (Watcher, "_learn", Scene.resumes_by_a_token_of_another_proxy, "Watcher._learn"),
     (RefusedTxns, "_ask_for_limit", Scene.sends_too_many_operations, "RefusedTxns._ask_for_limit"),
     (Rests, "_look", Scene.has_the_shard_rest, "Rests._look"),
 ]

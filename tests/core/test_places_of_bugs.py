@@ -135,7 +135,6 @@ REASONS = {
         "Upstream._look_at_guard",
         "Watch._end_divided: _end_divided",
         "Watch._tell",
-        "Watcher._learn",
     },
     "one question or one deed that is lost with its bug, and is asked or done again when it is due": {
         "Connected._ask_as_user",
