@@ -39,7 +39,7 @@ class Feed:
             revisions before the one of the guard have come when that has. It costs that all keys before the range come.
 
     Attributes:
-        is_live: whether the watch has begun.
+        is_live: whether the watch has begun, and goes on.
     """
 
     def __init__(self, shard: Shard, range_: KeyRange, after: int, *, fence: bool = False) -> None:
@@ -134,6 +134,7 @@ class Feed:
                     self._room.clear()
                     await self._room.wait()
         finally:
+            self.is_live = False
             call.cancel()
 
     def _add(self, events: list[kv_pb2.Event]) -> None:
