@@ -128,7 +128,8 @@ class Watch(Handler):
             if stay and segments == after.segments(keys):
                 continue
             moved.append((watcher, segments))
-            can_be_told = can_be_told and stay and watcher.is_announced
+            # Without guards nothing fences a watch: events of after the move may be missing, or have come.
+            can_be_told = can_be_told and after.is_guarded and stay and watcher.is_announced
         specs = [watcher.sole_spec for watcher, _ in moved]  # now: a stream that ends lets go of them
         are_told = False
         try:

@@ -26,6 +26,12 @@ BIG = b"v" * 10_000
 WORK = "a watch at a new map"
 
 
+@pytest.fixture(autouse=True)
+def _by_a_map_of_the_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By that of a file no watcher is told: its stream ends (`test_layout`)."""
+    monkeypatch.setattr(Layout, "is_guarded", True)
+
+
 def installs(world: World, *edges: bytes, owners: Sequence[int]) -> None:
     """A layout by which "s0" has got all keys from `m` on that these owners give it."""
     before = world.routing.layout
