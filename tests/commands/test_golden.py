@@ -459,24 +459,30 @@ def test_the_versions() -> None:
 
 
 def test_reloads(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """After those that show what a reload would do."""
+    """After those that show what a reload would do; each round begins with the config that the esp began with."""
     monkeypatch.chdir(scene.folder)
     config = scene.folder / "esp.yaml"
     text = config.read_text()
     transcript = ""
-    for title, written, line in (
-        ("a limit and a field", text, "reload"),
-        ("nothing", text, "reload"),
-        ("a boundary", text.replace('"r"', '"s"'), "reload -o json"),
-        ("the boundary, back again", text, "reload"),
-        ("a field that is fixed", f"{text}workers: 2\n", "reload"),
-        ("a field that is fixed", f"{text}workers: 2\n", "reload -o json"),
-    ):
-        config.write_text(written)
-        code, told = run(line)
-        told = re.sub(r"at revision [\d,]+, below s1 at [\d,]+", "at revision 1, below s1 at 2", told)
-        transcript += f"$ esp {line}  # changed: {title}\n[exit code {code}]\n\n{even(told, scene)}\n"
+    for columns in (*WIDTHS, None):
+        transcript += f"== {columns} columns ==\n\n" if columns else "== -o json ==\n\n"
+        for title, written in (
+            ("a limit and a field", text),
+            ("nothing", text),
+            ("a boundary", text.replace('"r"', '"s"')),
+            ("the boundary, back again", text),
+            ("a field that is fixed", f"{text}workers: 2\n"),
+        ):
+            config.write_text(written)
+            words = ["reload", *(() if columns else ("-o", "json"))]
+            line = " ".join(words)
+            code, told = by_process(scene.folder, words, columns) if columns else by_pipe(scene.folder, line)
+            told = re.sub(r"at revision [\d,]+, below s1 at [\d,]+", "at revision 1, below s1 at 2", told)
+            transcript += f"$ esp {line}  # changed: {title}\n[exit code {code}]\n\n{even(told, scene)}\n"
+        config.write_text(text.replace(", max_tokens: 9", "").replace("leases: strict\n", ""))
+        assert run("reload")[0] == 0
     config.write_text(text)
+    assert run("reload")[0] == 0
     is_as_it_was("reload.txt", transcript)
 
 
