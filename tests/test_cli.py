@@ -63,7 +63,7 @@ def test_every_help_has_examples_that_can_be_given_and_exit_codes(command: str) 
     assert max(map(len, out.splitlines())) <= 80
     assert set(re.findall(r"^  (\d+) ", out.partition("Exit codes:\n")[2], re.MULTILINE)) >= {"0", "2"}
     examples = COMMANDS[command].examples
-    assert 2 <= len(examples) <= 4
+    assert 2 <= len(examples) <= 3
     for line, meaning in examples:
         words = shlex.split(re.split("[|<>]|&&", line)[0])
         words = words[words.index("esp") + 1 :]

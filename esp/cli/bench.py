@@ -27,7 +27,6 @@ commands = typer.Typer()
     cls=command(
         [
             ("esp bench http://127.0.0.1:2379", "Puts and reads on a proxy."),
-            ("esp bench -c esp.yaml --load watch --load txn", "On the proxy of a config, in all its shards."),
             ("esp bench -c esp.yaml --shard a http://a:2379 http://b:2379", "Two targets in turns."),
             ("esp bench http://127.0.0.1:2379 --plot bench.html", "With a drawing of the latencies."),
         ],

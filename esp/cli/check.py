@@ -19,7 +19,6 @@ commands = typer.Typer()
             ("esp check", "All shards of ./esp.yaml."),
             ("esp check --keys --proxy http://10.0.0.5:2379", "Also look for stray keys, and ask a running proxy."),
             ("esp check --fix-strays move", "Show which of them would move to their owners; --apply moves them."),
-            ("esp check -o json | jq .problems", "The problems, for a script."),
         ],
         {0: "Healthy.", 1: "There are problems, or stray keys; they are printed."},
     )

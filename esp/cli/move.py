@@ -17,7 +17,6 @@ commands = typer.Typer()
     cls=command(
         [
             ("esp move --prefix a/ --to b --experimental", "Show what would be done, and ask."),
-            ("esp move k m --to b --experimental --yes", "The keys from k up to m, for a script."),
             ("esp move --resume", "Go on with a move that has stopped."),
             ("esp move --abort", "Leave the keys where they were."),
         ],

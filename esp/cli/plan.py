@@ -29,7 +29,6 @@ commands = typer.Typer()
             ("esp plan", "What the shards of ./esp.yaml have, and what to move."),
             ("esp plan --from http://127.0.0.1:2379 --shards 3", "How to divide an etcd among three."),
             ("esp plan --by writes --watch 60", "Even by what is written in a minute."),
-            ("esp plan --against --watch 0", "How even today's map is, without a watch."),
         ],
         {
             1: "A shard did not answer, or there is nothing to plan by; the line on stderr says more.",

@@ -18,7 +18,6 @@ commands = typer.Typer()
         [
             ("esp route /registry/pods/a", "The shard of a key."),
             ("esp route a k --explain", "The keys from a up to k: why which shard."),
-            ("esp route --each -o json a b c", "Keys of their own, for a script."),
             ("esp route --txn - < txn.txt", "Whether a transaction can run, and where."),
         ],
         {1: "The transaction of --txn cannot run; its error is printed."},

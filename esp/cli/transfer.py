@@ -34,7 +34,6 @@ commands = typer.Typer()
             ("esp export --to all.jsonl", "All keys of all shards, at one moment."),
             ("esp export --prefix /registry/ | gzip > k.gz", "The keys with a prefix, on stdout."),
             ("esp export --resume all.jsonl", "Complete an export that was cut off."),
-            ("esp export --verify all.jsonl", "Has anybody written to these keys since?"),
         ],
         {
             1: "A shard did not answer, the file is not whole, or keys have changed (--verify).",
