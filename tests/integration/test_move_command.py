@@ -179,8 +179,9 @@ def test_a_mover_that_is_killed_at_any_step_is_resumed(mapped: Mapped) -> None:
         before = pairs(mapped, owner)
         killed_at(mapped, stage, target)
         code, told = move(mapped, "--resume")
-        done = "no keys move, and none are left of the last move" in told
-        assert code == 0 or (done and stage == "purging"), (stage, told)
+        # From the comparison on it has all it needs, and may be done before the signal reaches it.
+        done = "no keys move, and none are left of the last move" in told and stage in ("comparing", "purging")
+        assert code == 0 or done, (stage, told)
         now = shared(mapped, "s1")
         assert (now.epoch, now.map.owner(b"b")) == (number + 2, target), stage
         same(before, pairs(mapped, target))
