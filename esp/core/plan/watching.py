@@ -38,9 +38,11 @@ async def watched(
         begun = monotonic()
 
         async def tick() -> None:
-            while True:
-                progress(monotonic() - begun)
-                await asyncio.sleep(TICK_SECONDS)
+            # Not by the loop's timers alone: they may go off a millisecond early.
+            while (lasted := monotonic() - begun) < seconds:
+                progress(lasted)
+                await asyncio.sleep(min(TICK_SECONDS, seconds - lasted))
+            raise TimeoutError
 
         async def take(source: Source, call: MessageCall[bytes]) -> None:
             while True:
@@ -50,8 +52,7 @@ async def watched(
                     writes.add(event.kv.key)
 
         with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await all_of([tick(), *(take(source, call) for source, call in calls)])
+            await all_of([tick(), *(take(source, call) for source, call in calls)])
         return monotonic() - begun
     finally:
         for _, call in calls:
